@@ -3,8 +3,8 @@
     file, bytes, data: address, array ──> open_image ──> PIL RGB ──> fit ──> (3, H, W) float32 in 0..1
     PDF ──> open_pdf ──> Pages: one PIL RGB page at a time
 
-Every limit is checked from the header, before pixels are decoded. A decoder's own words never reach the user: they
-are about the decoder, and have leaked memory addresses in other programs.
+Every limit is checked from the header, before pixels are decoded. A decoder's own words never reach the user:
+they are about the decoder, and have leaked memory addresses in other programs.
 """
 
 import base64
@@ -41,9 +41,9 @@ class ImageError(ValueError):
 def open_image(source: Any) -> Image.Image:
     """The picture as upright PIL RGB.
 
-    ``source`` is a path, bytes, a ``data:`` address, a PIL image, a numpy array (H, W), (H, W, 3) or (H, W, 4) of
-    uint8, or a tensor (3, H, W) of floats in 0..1. EXIF rotation is applied, transparency falls on white, 16-bit grey
-    becomes 8-bit; of an animation the first frame is taken. Raises :class:`ImageError`.
+    ``source`` is a path, bytes, a ``data:`` address, a PIL image, a numpy array (H, W), (H, W, 3) or
+    (H, W, 4) of uint8, or a tensor (3, H, W) of floats in 0..1. EXIF rotation is applied, transparency falls on white,
+    16-bit grey becomes 8-bit; of an animation the first frame is taken. Raises :class:`ImageError`.
     """
     if isinstance(source, Image.Image):
         return _to_rgb(source, "the picture")
@@ -67,8 +67,9 @@ def fit(
 ) -> Tensor:
     """(3, H, W) float32 in 0..1 whose sides are multiples of ``multiple``.
 
-    The aspect is kept. The picture is only made smaller, unless ``enlarge``; then it is scaled up to ``max_side``.
-    What padding adds, right and below, has the median colour of the picture's border; the limits hold with it.
+    The aspect is kept. The picture is only made smaller, unless ``enlarge``: then it is scaled up to
+    ``max_side``. What padding adds, right and below, has the median colour of the picture's border; the
+    limits hold with it.
     """
     if multiple < 1:
         raise ValueError(f"multiple is {multiple}; it must be at least 1")
@@ -170,7 +171,7 @@ class _Named(bytes):
 
 
 def read_bytes(source: Any) -> tuple[bytes, str]:
-    """Content and a name for messages of a path, a ``data:`` address or bytes; checks existence and size first."""
+    """Content of a path, a ``data:`` address or bytes, and a name for messages; checks existence and size."""
     if isinstance(source, (bytes, bytearray, memoryview)):
         name = getattr(source, "name", "the data")
         return _checked_length(bytes(source) if not isinstance(source, bytes) else source, name), name
@@ -227,7 +228,7 @@ def _short(name: str, limit: int = 120) -> str:
 
 @contextmanager
 def _only_image_errors(name: str) -> Iterator[None]:
-    """Decoders raise OSError, SyntaxError, struct.error, zlib.error, IndexError ... for the same thing: a bad file."""
+    """Decoders raise OSError, SyntaxError, struct.error, zlib.error ... for the same thing: a bad file."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # large and odd files are judged here, by an error or not at all

@@ -42,8 +42,8 @@ def open_image(source: Any) -> Image.Image:
     """The picture as upright PIL RGB.
 
     ``source`` is a path, bytes, a ``data:`` address, a PIL image, a numpy array (H, W), (H, W, 3) or
-    (H, W, 4) of uint8, or a tensor (3, H, W) of floats in 0..1. EXIF rotation is applied, transparency falls on white,
-    16-bit grey becomes 8-bit; of an animation the first frame is taken. Raises :class:`ImageError`.
+    (H, W, 4) of uint8, or a tensor (3, H, W) of floats in 0..1. EXIF rotation is applied, transparency falls
+    on white, 16-bit grey becomes 8-bit; of an animation the first frame is taken. Raises :class:`ImageError`.
     """
     if isinstance(source, Image.Image):
         return _to_rgb(source, "the picture")

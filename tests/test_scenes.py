@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from omni.data import TRAIN_SEEDS
 from omni.data.scenes import (
     CATEGORIES,
     COLORS,
     SHAPES,
-    TRAINING_SEEDS,
     Request,
     Thing,
     Want,
@@ -107,7 +107,7 @@ def test_unnamed_backgrounds_are_white():
 
 
 def test_categories_have_equal_shares():
-    drawn = [sample_scene(TRAINING_SEEDS + seed).category for seed in range(600)]
+    drawn = [sample_scene(TRAIN_SEEDS[seed]).category for seed in range(600)]
     assert all(70 <= drawn.count(category) <= 130 for category in CATEGORIES)
 
 
@@ -185,7 +185,7 @@ def test_training_never_shows_held_out_pairs():
         return len(scene.things) == 2 and is_held_out(Request(tuple(Want(*kind) for kind in sorted(kinds))))
 
     pairs = ("two_objects", "position", "color_attribution")
-    training = [sample_scene(TRAINING_SEEDS + seed, category) for category in pairs for seed in range(200)]
+    training = [sample_scene(TRAIN_SEEDS[seed], category) for category in pairs for seed in range(200)]
     evaluation = [sample_scene(seed, category) for category in pairs for seed in range(200)]
     assert not any(shows_held_out(scene) or is_held_out(scene.request) for scene in training)
     share = np.mean([is_held_out(scene.request) for scene in evaluation if scene.category == pairs[-1]])

@@ -8,8 +8,8 @@ A caption and a machine-checkable `Request` are drawn together from a seed; the 
 the request. Whatever the caption leaves open (colour, size, place) is drawn freely, but an unnamed
 background is white.
 
-Seeds below `TRAINING_SEEDS` are for evaluation. Above it, no picture ever shows one of the held-out pairs of
-coloured shapes (about a tenth of them, `is_held_out`), so those measure composition, not memory.
+With a seed of `TRAIN_SEEDS` no picture ever shows one of the held-out pairs of coloured shapes (about a tenth of
+them, `is_held_out`), so those measure composition, not memory.
 
 Lengths are in pixels, x to the right and y down; a canvas of `size` pixels is the 64-pixel one enlarged.
 """
@@ -23,6 +23,8 @@ from functools import cache
 import numpy as np
 from scipy import ndimage
 
+from omni.data import TRAIN_SEEDS
+
 CATEGORIES = ("single_object", "two_objects", "counting", "colors", "position", "color_attribution")
 SHAPES = ("circle", "square", "triangle", "cross", "ring")
 COLORS = {
@@ -35,7 +37,6 @@ COLORS = {
 }
 BACKGROUNDS = {"white": (255, 255, 255), "black": (0, 0, 0), "gray": (128, 128, 128)}
 RELATIONS = {"left": (-1, 0), "right": (1, 0), "above": (0, -1), "below": (0, 1)}
-TRAINING_SEEDS = 1_000_000
 MAX_CAPTION = 60
 CANVAS = 64
 
@@ -157,7 +158,7 @@ def sample_scene(seed: int, category: str | None = None, size: int = CANVAS) -> 
     if size < CANVAS or size % 8:
         raise ValueError(f"size is {size}, must be a multiple of 8 and at least {CANVAS}")
     caption, request, category, rng = _draw_prompt(seed, category)
-    things = _draw_things(rng, request, free_pairs=seed < TRAINING_SEEDS)
+    things = _draw_things(rng, request, training=seed in TRAIN_SEEDS)
     scale = size / CANVAS
     things = tuple(
         replace(thing, x=thing.x * scale, y=thing.y * scale, radius=thing.radius * scale) for thing in things
@@ -190,7 +191,7 @@ def _draw_prompt(seed, category):
     rng = random.Random(f"{seed} {category}")  # the categories of one seed share nothing
     while True:
         request = _draw_request(rng, category)
-        if seed < TRAINING_SEEDS or not is_held_out(request):
+        if not (seed in TRAIN_SEEDS and is_held_out(request)):
             return _caption(rng, request), request, category, rng
 
 
@@ -248,11 +249,11 @@ def _link(rng, relation):
 # pictures
 
 
-def _draw_things(rng, request, free_pairs):
+def _draw_things(rng, request, training):
     """Choose what the request leaves open, on the 64-pixel canvas."""
     kinds = _draw_kinds(rng, request.wants)
     # A free colour must not bring a held-out pair into a training picture by the back door.
-    while not free_pairs and len(kinds) == 2 and _held_out_pair(kinds[0][:2], kinds[1][:2]):
+    while training and len(kinds) == 2 and _held_out_pair(kinds[0][:2], kinds[1][:2]):
         kinds = _draw_kinds(rng, request.wants)
     attempt = 0
     while True:

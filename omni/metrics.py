@@ -1,7 +1,7 @@
 """Scores of a predicted text against reference answers, each between 0 and 1 and one sample at a time.
 
-ANLS is the rule of DocVQA (Biten et al. 2019, arXiv 1905.13648), relaxed accuracy that of ChartQA (Masry et al.
-2022, arXiv 2203.10244). Averages over a set, and the customary factor of 100, are the caller's.
+ANLS is the rule of DocVQA (Biten et al. 2019, arXiv 1905.13648), relaxed accuracy that of ChartQA (Masry et
+al. 2022, arXiv 2203.10244). Averages over a set, and the customary factor of 100, are the caller's.
 """
 
 import math

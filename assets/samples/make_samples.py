@@ -3,9 +3,9 @@
     python assets/samples/make_samples.py [folder]
 
 Every line is placed by hand; nothing here is shared with the generator of training documents. The PDF is
-written with plain page operators in the standard fonts, 12 to 14 points high on a page of 176 points, so that a
-page drawn at one pixel a point is as large as the small model reads. The photo is stored at three times that
-size and, reduced, at it. The same run always writes the same files.
+written with plain page operators in the standard fonts, 12 to 14 points high on a page of 176 points, so that
+a page drawn at one pixel a point is as large as the small model reads. The photo is stored at three times
+that size and, reduced, at it. The same run always writes the same files.
 """
 
 import sys

@@ -8,8 +8,8 @@ A caption and a machine-checkable `Request` are drawn together from a seed; the 
 the request. Whatever the caption leaves open (colour, size, place) is drawn freely, but an unnamed
 background is white.
 
-With a seed of `TRAIN_SEEDS` no picture ever shows one of the held-out pairs of coloured shapes (about a tenth of
-them, `is_held_out`), so those measure composition, not memory.
+With a seed of `TRAIN_SEEDS` no picture ever shows one of the held-out pairs of coloured shapes (about a tenth
+of them, `is_held_out`), so those measure composition, not memory.
 
 Lengths are in pixels, x to the right and y down; a canvas of `size` pixels is the 64-pixel one enlarged.
 """

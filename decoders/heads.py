@@ -1,0 +1,57 @@
+"""Heads with weights only: noisy latents in, predictions out. Loops live in the other files of this folder."""
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from omni.config import LatentConfig
+from omni.layers import RMSNorm
+
+MIN_TIME = 0.05
+"""Velocity from a predicted sample divides by the time; below this the division would only amplify errors."""
+
+
+class LatentHead(nn.Module):
+    """Patches of noisy latents to tokens, and tokens back to velocities.
+
+    latents (b, c, h p, w p) <-> tokens (b, h w, d); patch rows are (y, x, channel) with the channel fastest (Cosmos 3).
+    """
+
+    def __init__(self, d_model: int, config: LatentConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.proj_in = nn.Linear(config.token_dim, d_model)
+        self.norm = RMSNorm(d_model, 1e-6)
+        self.proj_out = nn.Linear(d_model, config.token_dim)
+
+    def read(self, latents: Tensor) -> Tensor:
+        """(b, c, H, W) -> (b, n, d)"""
+        p = self.config.patch_size
+        return self.proj_in(rearrange(latents, "b c (h y) (w x) -> b (h w) (y x c)", y=p, x=p))
+
+    def write(self, tokens: Tensor, latents: Tensor, t: Tensor) -> Tensor:
+        """Hidden (b, n, d) of noisy ``latents`` at time t (b,) -> velocity (b, c, H, W): noise minus data."""
+        p = self.config.patch_size
+        out = rearrange(
+            self.proj_out(self.norm(tokens)),
+            "b (h w) (y x c) -> b c (h y) (w x)",
+            h=latents.shape[2] // p,
+            y=p,
+            x=p,
+        )
+        if self.config.prediction == "velocity":
+            return out
+        return (latents - out) / t.clamp(min=MIN_TIME)[:, None, None, None].to(out.dtype)
+
+    def grid(self, latents: Tensor) -> tuple[int, int]:
+        p = self.config.patch_size
+        return latents.shape[2] // p, latents.shape[3] // p
+
+
+def grid_positions(grid: tuple[int, int], first: Tensor) -> Tensor:
+    """(3, b, h w): time ``first`` (b,) for all, then row and column from zero."""
+    h, w = grid
+    rows = torch.arange(h, device=first.device).repeat_interleave(w)
+    columns = torch.arange(w, device=first.device).repeat(h)
+    b = first.shape[0]
+    return torch.stack([first[:, None].expand(b, h * w), rows.expand(b, -1), columns.expand(b, -1)])

@@ -1,0 +1,301 @@
+"""The cache: one slot per layer, and the three verbs that everything which generates is written in.
+
+    attention   keys and values (b, K, m, p)                        grows with the sequence
+    Mamba       the last ``d_conv - 1`` inputs of the convolution   constant size
+                and the recurrent state (b, h, p, s) in float32
+    MLP, MoE    nothing
+
+``fork(n)`` copies every row n times (samples, guidance branches, drafts). ``begin`` opens a window; what is fed after it
+can be cut back to its first ``accepted`` tokens per row with ``commit`` or undone with ``rollback``. Keys are cut by
+length; a recurrent state cannot be cut, so a slot keeps the state at ``begin`` and the window's inputs, and replays the
+accepted ones step by step: exactly the arithmetic of plain decoding.
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from omni.config import TowerConfig
+
+
+class CacheError(ValueError):
+    """A use of the cache that would corrupt it."""
+
+
+@dataclass
+class Rows:
+    """A growable tensor (b, a, capacity, c): tokens along the third axis."""
+
+    data: Tensor
+
+    def append(self, new: Tensor, starts: Tensor, start: int | None) -> None:
+        """Write new (b, a, n, c) behind each row's first ``starts`` tokens; ``start`` is their common value, if any."""
+        if torch.is_grad_enabled() and start is not None:
+            self.data = torch.cat([self.data[:, :, :start], new.to(self.data.dtype)], dim=2)
+            return
+        end = (int(starts.max()) if start is None else start) + new.shape[2]
+        self.reserve(end)
+        if start is not None:
+            self.data[:, :, start:end] = new
+        else:
+            columns = starts[:, None] + torch.arange(new.shape[2], device=new.device)
+            rows = torch.arange(new.shape[0], device=new.device)[:, None]
+            self.data = self.data.clone() if torch.is_grad_enabled() else self.data
+            self.data[rows, :, columns] = new.transpose(1, 2).to(self.data.dtype)
+
+    def reserve(self, capacity: int) -> None:
+        """Make room for ``capacity`` tokens; doubling keeps appending cheap."""
+        b, a, held, c = self.data.shape
+        if held < capacity:
+            grown = self.data.new_zeros(b, a, max(capacity, 2 * held), c)
+            grown[:, :, :held] = self.data
+            self.data = grown
+
+
+@dataclass
+class AttentionSlot:
+    """Keys (after norm and rotary) and values of one layer."""
+
+    k: Rows
+    v: Rows
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"k": self.k.data, "v": self.v.data}
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "AttentionSlot":
+        return AttentionSlot(Rows(change(self.k.data)), Rows(change(self.v.data)))
+
+
+@dataclass
+class MambaSlot:
+    """conv (b, d_conv - 1, c): raw inputs of the convolution; ssm (b, h, p, s): the recurrent state."""
+
+    conv: Tensor
+    ssm: Tensor
+    window: list | None = None  # (xBC (b, n, c), dt (b, n, h), step) of every call since ``begin``
+    saved: tuple[Tensor, Tensor] | None = None
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"conv": self.conv, "ssm": self.ssm}
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "MambaSlot":
+        return MambaSlot(change(self.conv), change(self.ssm))
+
+    def begin(self) -> None:
+        self.saved = (self.conv.clone(), self.ssm.clone())
+        self.window = []
+
+    def commit(self, accepted: Tensor) -> None:
+        """Replay the first ``accepted`` (b,) tokens of the window from the state at ``begin``."""
+        self.conv, self.ssm = self.saved
+        seen = 0
+        for xbc, dt, step in self.window:
+            for i in range(xbc.shape[1]):
+                keep = seen < accepted
+                seen += 1
+                if not bool(keep.any()):
+                    continue
+                conv, ssm = step(xbc[:, i], dt[:, i], self.conv.clone(), self.ssm.clone())
+                self.conv = torch.where(keep[:, None, None], conv, self.conv)
+                self.ssm = torch.where(keep[:, None, None, None], ssm, self.ssm)
+        self.window = self.saved = None
+
+
+Slot = AttentionSlot | MambaSlot
+
+
+class Cache:
+    """What one tower remembers of ``batch`` sequences.
+
+    ``lengths`` (b,) counts the tokens that each row holds. Only the tower moves it, once a call, through
+    :meth:`advance`; layers read it.
+    """
+
+    def __init__(self, slots: list[Slot | None], lengths: Tensor, positions: Rows | None = None) -> None:
+        self.slots = slots
+        self.positions = (
+            positions  # (b, 3, m, 1): rotary positions of the tokens held, for a denoiser that re-norms keys
+        )
+        self._opened: Tensor | None = None
+        self._set_lengths(lengths)
+
+    def _set_lengths(self, lengths: Tensor) -> None:
+        self.lengths = lengths
+        low, high = (int(lengths.min()), int(lengths.max())) if lengths.numel() else (0, 0)
+        self.length = high  # of the longest row
+        self.uniform = low == high
+
+    @classmethod
+    def new(cls, config: TowerConfig, batch: int, capacity: int, dtype: torch.dtype, device: torch.device) -> "Cache":
+        """An empty cache of ``config``'s tower with room for ``capacity`` tokens a row (it grows past that)."""
+        if batch < 1 or capacity < 0:
+            raise CacheError(f"a cache needs at least one row and no negative capacity, not {batch} and {capacity}")
+
+        def zeros(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
+            return torch.zeros(batch, *shape, dtype=dtype, device=device)
+
+        slots: list[Slot | None] = []
+        for letter in config.pattern:
+            if letter == "*":
+                a = config.attention
+                rows = [Rows(zeros(a.n_kv_heads, capacity, a.head_dim)) for _ in range(2)]
+                slots.append(AttentionSlot(*rows))
+            elif letter == "M":
+                m = config.mamba
+                wide = torch.promote_types(dtype, torch.float32)
+                slots.append(
+                    MambaSlot(zeros(m.d_conv - 1, m.conv_dim), zeros(m.n_heads, m.head_dim, m.d_state, dtype=wide))
+                )
+            else:
+                slots.append(None)
+        rotary = config.attention is not None and config.attention.rotary is not None
+        positions = Rows(zeros(3, capacity, 1, dtype=torch.float32)) if rotary else None
+        return cls(slots, torch.zeros(batch, dtype=torch.int64, device=device), positions)
+
+    @property
+    def batch(self) -> int:
+        return self.lengths.shape[0]
+
+    @property
+    def start(self) -> int | None:
+        """Tokens held by every row, or None where rows differ."""
+        return self.length if self.uniform else None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes allocated for states, keys, values and positions."""
+        return sum(t.nbytes for t in self._tensors().values()) + self.lengths.nbytes
+
+    def next_positions(self) -> Tensor:
+        """(b,) the rotary position of each row's next token: one past the largest so far (an image spans few)."""
+        if self.positions is None:
+            return self.lengths
+        held = self.positions.data[:, :, : self.length, 0].amax(dim=1)  # (b, m)
+        if held.shape[1] == 0:
+            return self.lengths
+        real = torch.arange(held.shape[1], device=held.device) < self.lengths[:, None]
+        return held.masked_fill(~real, -1.0).amax(dim=1).to(torch.int64) + 1
+
+    def advance(self, counts: Tensor | int) -> None:
+        """Every row has taken ``counts`` further tokens ((b,) or one number)."""
+        if isinstance(counts, int) and self.uniform:
+            self.lengths = self.lengths + counts
+            self.length += counts
+        else:
+            self._set_lengths(self.lengths + counts)
+
+    def reserve(self, capacity: int) -> None:
+        """Make room for ``capacity`` tokens a row at once, instead of by growing."""
+        for rows in self._rows():
+            rows.reserve(capacity)
+
+    def fork(self, n: int) -> "Cache":
+        """Each row n times, next to each other; the copy shares no memory with this cache."""
+        if n < 1:
+            raise CacheError(f"fork needs at least one copy, not {n}")
+        return self._map(lambda t: t.repeat_interleave(n, dim=0))
+
+    def select(self, rows: Tensor) -> "Cache":
+        """Only ``rows`` (int64), in that order."""
+        return self._map(lambda t: t.index_select(0, rows))
+
+    def begin(self) -> None:
+        """Open a window: what is fed from here on can be cut back."""
+        if self._opened is not None:
+            raise CacheError("a window is open already; commit or roll back first")
+        self._opened = self.lengths.clone()
+        for slot in self.slots:
+            if isinstance(slot, MambaSlot):
+                slot.begin()
+
+    @property
+    def in_window(self) -> bool:
+        return self._opened is not None
+
+    def commit(self, accepted: Tensor | int) -> None:
+        """Keep each row's first ``accepted`` tokens of the window and close it."""
+        if self._opened is None:
+            raise CacheError("there is no open window to commit")
+        fed = self.lengths - self._opened
+        accepted = torch.as_tensor(accepted, device=fed.device).expand_as(fed).to(torch.int64)
+        if bool(((accepted < 0) | (accepted > fed)).any()):
+            raise CacheError(f"accepted {accepted.tolist()} tokens of a window of {fed.tolist()}")
+        for slot in self.slots:
+            if isinstance(slot, MambaSlot):
+                slot.commit(accepted)
+        self._set_lengths(self._opened + accepted)
+        self._opened = None
+
+    def rollback(self) -> None:
+        """Close the window as if nothing had been fed."""
+        self.commit(0)
+
+    def save(self, path: str | Path) -> None:
+        """Write the cache to one safetensors file (beside, then renamed). An open window is not saved."""
+        if self._opened is not None:
+            raise CacheError("commit or roll back the open window before saving")
+        path = Path(path)
+        tensors = {}
+        for name, tensor in self._tensors().items():
+            grows = name.rsplit(".", 1)[-1] in ("k", "v", "positions")
+            tensors[name] = (tensor[:, :, : self.length] if grows else tensor).contiguous()
+        beside = path.with_name(path.name + ".part")
+        save_file({**tensors, "lengths": self.lengths}, beside, {"layers": str(len(self.slots))})
+        os.replace(beside, path)
+
+    @classmethod
+    def load(cls, path: str | Path, device: torch.device | str = "cpu") -> "Cache":
+        """Read what :meth:`save` wrote."""
+        try:
+            with safe_open(path, framework="pt", device=str(device)) as file:
+                tensors = {name: file.get_tensor(name) for name in file}
+                layers = int((file.metadata() or {})["layers"])
+        except Exception as error:
+            raise CacheError(f"{path} is not a saved cache: {error}") from None
+        slots: list[Slot | None] = [None] * layers
+        for i in range(layers):
+            if f"{i}.k" in tensors:
+                slots[i] = AttentionSlot(Rows(tensors[f"{i}.k"]), Rows(tensors[f"{i}.v"]))
+            elif f"{i}.conv" in tensors:
+                slots[i] = MambaSlot(tensors[f"{i}.conv"], tensors[f"{i}.ssm"])
+        positions = Rows(tensors["positions"]) if "positions" in tensors else None
+        return cls(slots, tensors["lengths"], positions)
+
+    def _rows(self) -> list[Rows]:
+        rows = [r for slot in self.slots if isinstance(slot, AttentionSlot) for r in (slot.k, slot.v)]
+        return rows if self.positions is None else [*rows, self.positions]
+
+    def _tensors(self) -> dict[str, Tensor]:
+        named = {f"{i}.{k}": t for i, slot in enumerate(self.slots) if slot for k, t in slot.tensors().items()}
+        if self.positions is not None:
+            named["positions"] = self.positions.data
+        return named
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> "Cache":
+        if self._opened is not None:
+            raise CacheError("commit or roll back the open window before copying the cache")
+        slots = [slot.map(change) if slot else None for slot in self.slots]
+        positions = Rows(change(self.positions.data)) if self.positions is not None else None
+        return Cache(slots, change(self.lengths), positions)
+
+
+def cache_bytes(config: TowerConfig, batch: int, tokens: int, element_bytes: int) -> int:
+    """Bytes of a cache of ``tokens`` tokens a row: what :attr:`Cache.nbytes` will say, without allocating it."""
+    total = 8 * batch  # lengths
+    for letter in config.pattern:
+        if letter == "*":
+            a = config.attention
+            total += batch * 2 * a.n_kv_heads * tokens * a.head_dim * element_bytes
+        elif letter == "M":
+            m = config.mamba
+            state = m.n_heads * m.head_dim * m.d_state * max(4, element_bytes)
+            total += batch * ((m.d_conv - 1) * m.conv_dim * element_bytes + state)
+    if config.attention is not None and config.attention.rotary is not None:
+        total += batch * 3 * tokens * 4
+    return total

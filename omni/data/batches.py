@@ -1,0 +1,181 @@
+"""Batches for the shipped model's training: pure functions of a seed, so that a run resumes at any step.
+
+read   documents: pixels, a conversation of questions and answers about each, and the glyphs under each patch
+draw   scenes: captions and the pictures they describe
+talk   text: dialogues, packed several to a row
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from random import Random
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from omni.data.documents import Document, sample_document
+from omni.data.scenes import sample_scene
+from omni.data.text import sample_text
+
+IGNORED = -100
+GLYPH_SLOTS = 2  # characters that a patch can name: one centred in its left half, one in its right half
+GLYPH_CLASSES = 96  # 0 is "no character", then printable ASCII from "!"
+TRANSCRIBE = ("Read the page.", "What is written here?", "Transcribe the text.")
+
+
+class Batch:
+    """Base of the batches: moves and reports its tensors."""
+
+    def to(self, device: torch.device) -> "Batch":
+        moved = {f.name: getattr(self, f.name) for f in fields(self)}
+        return type(self)(**{k: v.to(device) if isinstance(v, Tensor) else v for k, v in moved.items()})
+
+
+@dataclass(frozen=True)
+class ReadBatch(Batch):
+    pixels: Tensor  # (b, 3, H, W) in [0, 1], one size a batch
+    glyphs: Tensor  # (b, patches, GLYPH_SLOTS) classes
+    input_ids: Tensor | None  # (b, n) right-padded; None: glyphs only
+    labels: Tensor | None  # (b, n) next tokens; IGNORED outside the answers
+
+
+@dataclass(frozen=True)
+class DrawBatch(Batch):
+    input_ids: Tensor  # (b, n) right-padded captions
+    mask: Tensor  # (b, n)
+    images: Tensor  # (b, 3, H, W) in [-1, 1]
+
+
+@dataclass(frozen=True)
+class TalkBatch(Batch):
+    input_ids: Tensor  # (b, n) packed
+    labels: Tensor
+    segments: Tensor
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """What batches need to know of the model: its tokenizer and the pixels behind a patch and behind a token."""
+
+    encode_chat: Callable[..., list[int]]
+    special: dict
+    patch: int
+    token_pixels: int
+
+
+def glyph_targets(document: Document, patch: int) -> np.ndarray:
+    """(patches, GLYPH_SLOTS) classes of the characters whose centre lies in the left and right half of each patch."""
+    height, width = document.image.shape[:2]
+    columns = width // patch
+    targets = np.zeros((height // patch * columns, GLYPH_SLOTS), dtype=np.int64)
+    for char, x, y in document.glyphs:
+        if not (0 <= x < width and 0 <= y < height):
+            continue
+        slot = int(x % patch >= patch / 2)
+        targets[int(y) // patch * columns + int(x) // patch, slot] = ord(char) - 32
+    return targets
+
+
+def read_batch(
+    seed: int,
+    size: int,
+    mixture: dict[str, float],
+    encoding: Encoding,
+    *,
+    questions: int = 4,
+    talk: bool = True,
+) -> ReadBatch:
+    """``size`` documents of one level and shape, drawn by ``mixture`` (level -> weight); fewer for larger images.
+
+    Small images come in larger batches, so that every batch costs about the same: ``size`` counts pages of 160 x 160.
+    """
+    rng = Random(f"read {seed}")
+    level = rng.choices(list(mixture), list(mixture.values()))[0]
+    base = 1_000_000 + seed * 4096
+    first = sample_document(base, level)
+    shape = first.image.shape[:2]
+    count = max(1, round(size * 160 * 160 / (shape[0] * shape[1])))
+    count = min(count, 16 * size)
+    documents = [first, *(sample_document(base + i, level, shape) for i in range(1, count))]
+    pixels = torch.from_numpy(np.stack([d.image for d in documents])).permute(0, 3, 1, 2).float() / 255
+    glyphs = torch.from_numpy(np.stack([glyph_targets(d, encoding.patch) for d in documents]))
+    if not talk:
+        return ReadBatch(pixels, glyphs, None, None)
+    tokens = shape[0] * shape[1] // encoding.token_pixels**2
+    rows = [_conversation(d, rng, tokens, encoding, questions) for d in documents]
+    input_ids, labels = _pad(rows, encoding.special["pad"])
+    return ReadBatch(pixels, glyphs, input_ids, labels)
+
+
+def _conversation(
+    document: Document, rng: Random, image_tokens: int, encoding: Encoding, questions: int
+) -> tuple[list[int], list[int]]:
+    """Ids and labels of one document's turns: some questions in random order, or a transcription."""
+    asked = rng.sample(document.qa, min(questions, len(document.qa)))
+    if not asked or rng.random() < 0.25:
+        asked = [(rng.choice(TRANSCRIBE), document.text)]
+    messages = []
+    for question, answer in asked:
+        content = question if messages else [{"type": "image", "image": None}, {"type": "text", "text": question}]
+        messages += [{"role": "user", "content": content}, {"role": "assistant", "content": answer}]
+    ids, labels = answer_labels(encoding.encode_chat(messages, add_generation_prompt=False), encoding.special)
+    at = ids.index(encoding.special["image"])
+    run = [encoding.special["image"]] * image_tokens
+    return ids[:at] + run + ids[at + 1 :], labels[:at] + [IGNORED] * image_tokens + labels[at + 1 :]
+
+
+def answer_labels(ids: list[int], special: dict) -> tuple[list[int], list[int]]:
+    """Labels (the ids themselves; the shift is the loss's) for what the assistant says and the end of its turn."""
+    labels, inside = [], False
+    for token, following in zip(ids, [*ids[1:], None], strict=True):
+        labels.append(token if inside else IGNORED)
+        opens = token == special["think"] and following != special["end_think"]  # reasoning is said too
+        if opens or token == special["end_think"]:
+            inside = True
+        elif token == special["eos"][0]:
+            inside = False
+    return ids, labels
+
+
+def draw_batch(seed: int, size: int, special: dict, encode: Callable[[str], list[int]], drop: float = 0.1) -> DrawBatch:
+    """``size`` scenes; a share ``drop`` of the captions is empty, which is what guidance compares with."""
+    rng = Random(f"draw {seed}")
+    scenes = [sample_scene(1_000_000 + seed * 4096 + i) for i in range(size)]
+    rows = [caption_ids("" if rng.random() < drop else s.caption, special, encode) for s in scenes]
+    input_ids, _ = _pad([(r, r) for r in rows], special["pad"])
+    mask = torch.arange(input_ids.shape[1]) < torch.tensor([[len(r)] for r in rows])
+    images = torch.from_numpy(np.stack([s.image for s in scenes])).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return DrawBatch(input_ids, mask, images)
+
+
+def caption_ids(caption: str, special: dict, encode: Callable[[str], list[int]]) -> list[int]:
+    """A prompt for pictures: ``<s> caption </s>``; the empty caption is the unconditional branch."""
+    return [special["bos"], *encode(caption), special["eos"][1]]
+
+
+def talk_batch(seed: int, size: int, width: int, encoding: Encoding) -> TalkBatch:
+    """``size`` rows of ``width`` tokens, each packed with as many dialogues as fit."""
+    rows, at = [], 1_000_000 + seed * 4096
+    for _ in range(size):
+        ids, labels, segments = [], [], []
+        while True:
+            more, said = answer_labels(
+                encoding.encode_chat(sample_text(at), add_generation_prompt=False), encoding.special
+            )
+            at += 1
+            if len(ids) + len(more) > width:
+                break
+            segments += [segments[-1] + 1 if segments else 0] * len(more)
+            ids, labels = ids + more, labels + said
+        spare = width - len(ids)
+        last = segments[-1] + 1 if segments else 0
+        rows.append((ids + [encoding.special["pad"]] * spare, labels + [IGNORED] * spare, segments + [last] * spare))
+    ids, labels, segments = (torch.tensor(column) for column in zip(*rows, strict=True))
+    return TalkBatch(ids, labels, segments)
+
+
+def _pad(rows: Sequence[tuple[list[int], list[int]]], pad: int) -> tuple[Tensor, Tensor]:
+    width = max(len(ids) for ids, _ in rows)
+    ids = torch.tensor([ids + [pad] * (width - len(ids)) for ids, _ in rows])
+    labels = torch.tensor([labels + [IGNORED] * (width - len(labels)) for _, labels in rows])
+    return ids, labels

@@ -1,0 +1,52 @@
+"""omni-tiny: the small model that the project trains itself and ships, with a part of every kind the family has."""
+
+from omni.config import (
+    AttentionConfig,
+    LatentConfig,
+    MambaConfig,
+    MoEConfig,
+    OmniConfig,
+    RotaryConfig,
+    TimeConfig,
+    TowerConfig,
+    VisionConfig,
+    replace,
+)
+
+D_MODEL = 192
+
+CONTEXT = TowerConfig(
+    pattern="M*E*EM*E",
+    d_model=D_MODEL,
+    mamba=MambaConfig(n_heads=4, head_dim=64, d_state=32, n_groups=2, chunk_size=64),
+    attention=AttentionConfig(
+        n_heads=6,
+        n_kv_heads=3,
+        head_dim=32,
+        qk_norm=True,
+        rotary=RotaryConfig(theta=200.0, sections=(6, 5, 5)),
+    ),
+    moe=MoEConfig(n_experts=8, n_active_experts=2, d_ff=256, d_shared=384, d_latent=96, balance_loss=1e-3),
+)
+
+TINY = OmniConfig(
+    vocab_size=320,
+    context=CONTEXT,
+    vision=VisionConfig(
+        d_model=144,
+        n_layers=3,
+        n_heads=4,
+        d_ff=432,
+        patch_size=8,
+        n_prefix=4,
+        max_grid=24,
+        d_projector=384,
+        stem="conv",
+    ),
+    denoiser=replace(CONTEXT, time=TimeConfig(mode="adaln")),
+    latent=LatentConfig(patch_size=8, channels=3, image_size=64, prediction="sample", position_offset=0),
+    max_positions=4096,
+    special_tokens={"bos": 1, "eos": [11, 2], "mask": 3, "pad": 21, "image": 14},
+)
+
+PRESETS = {"omni-tiny": TINY}

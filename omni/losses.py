@@ -1,0 +1,27 @@
+"""Training losses: pure functions, each with its reduction stated."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+IGNORED = -100
+
+
+def next_token(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross-entropy of predicting ``labels`` one step ahead.
+
+    logits (b, n, v), labels (b, n) the tokens themselves, ``IGNORED`` where nothing is to be predicted. Zero when every
+    label is ignored.
+    """
+    targets = labels[:, 1:].flatten()
+    summed = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), targets, ignore_index=IGNORED, reduction="sum")
+    return summed / (targets != IGNORED).sum().clamp(min=1)
+
+
+def flow(velocity: Tensor, data: Tensor, noise: Tensor) -> Tensor:
+    """Mean squared error of a velocity against ``noise - data``, over all elements (Cosmos 3, section 4.1)."""
+    return F.mse_loss(velocity.float(), (noise - data).float())
+
+
+def glyphs(logits: Tensor, targets: Tensor) -> Tensor:
+    """Mean cross-entropy of naming the characters under each patch: (b, n, slots, classes) against (b, n, slots)."""
+    return F.cross_entropy(logits.flatten(0, -2).float(), targets.flatten())

@@ -1,0 +1,95 @@
+"""Grouped-query attention, causal over a cached sequence or full over a noisy block that also reads a context.
+
+context tower    out = softmax(q k') v            keys: the cache, then this call's tokens, causally
+denoiser tower   out = softmax(q [k_ctx; k]') v   keys: the context's cache first, then the block, all of it
+"""
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from omni.cache import AttentionSlot
+from omni.config import AttentionConfig
+from omni.kernels.attention import attend
+from omni.layers import RMSNorm, rotate, rotate_back
+from omni.mixers.layout import Layout
+
+
+class Attention(nn.Module):
+    """(b, n, d) -> (b, n, d). No positional term unless the config has rotary positions."""
+
+    def __init__(self, d_model: int, config: AttentionConfig) -> None:
+        super().__init__()
+        c = self.config = config
+        self.q_proj = nn.Linear(d_model, c.n_heads * c.head_dim, bias=c.bias)
+        self.k_proj = nn.Linear(d_model, c.n_kv_heads * c.head_dim, bias=c.bias)
+        self.v_proj = nn.Linear(d_model, c.n_kv_heads * c.head_dim, bias=c.bias)
+        self.o_proj = nn.Linear(c.n_heads * c.head_dim, d_model, bias=c.bias)
+        self.q_norm = RMSNorm(c.head_dim, c.norm_eps) if c.qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(c.head_dim, c.norm_eps) if c.qk_norm else nn.Identity()
+        self.context_norm = RMSNorm(c.head_dim, c.norm_eps) if c.context_norm else None
+
+    def forward(
+        self,
+        x: Tensor,
+        layout: Layout,
+        slot: AttentionSlot | None = None,
+        context: AttentionSlot | None = None,
+    ) -> Tensor:
+        q, k, v = self._heads(x, layout)
+        if slot is not None:
+            n = x.shape[1]
+            slot.k.append(k, layout.starts, layout.start)
+            slot.v.append(v, layout.starts, layout.start)
+            end = (int(layout.starts.max()) if layout.start is None else layout.start) + n
+            k, v = slot.k.data[:, :, :end], slot.v.data[:, :, :end]
+        if context is not None:
+            k, v = self._after_context(k, v, layout, context)
+        mask = _causal_mask(layout, k) if layout.causal else _block_mask(layout, k, x.shape[1])
+        out = attend(q, k, v, causal=layout.causal and mask is None, mask=mask)
+        return self.o_proj(rearrange(out, "b H n p -> b n (H p)"))
+
+    def _heads(self, x: Tensor, layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
+        p = self.config.head_dim
+        q, k, v = (rearrange(f(x), "b n (H p) -> b H n p", p=p) for f in (self.q_proj, self.k_proj, self.v_proj))
+        return rotate(self.q_norm(q), layout.rotary), rotate(self.k_norm(k), layout.rotary), v
+
+    def _after_context(self, k: Tensor, v: Tensor, layout: Layout, context: AttentionSlot) -> tuple[Tensor, Tensor]:
+        """The context's keys and values first, then the block's own."""
+        m = layout.context_length
+        k_context, v_context = context.k.data[:, :, :m], context.v.data[:, :, :m]
+        if self.context_norm is not None:
+            # The cache holds rotated keys; the norm's weight belongs before the rotation.
+            bare = rotate_back(k_context, layout.context_rotary)
+            k_context = rotate(self.context_norm(bare), layout.context_rotary)
+        return torch.cat([k_context.to(k.dtype), k], dim=2), torch.cat([v_context.to(v.dtype), v], dim=2)
+
+
+def _causal_mask(layout: Layout, k: Tensor) -> Tensor | None:
+    """(b, 1, n, m), True where a query may look; None where plain causality is enough.
+
+    Right padding needs no mask: a real token never looks to its right.
+    """
+    if layout.segments is not None:
+        n = layout.segments.shape[1]
+        same = layout.segments[:, None, :, None] == layout.segments[:, None, None, :]
+        return same & torch.ones(n, n, dtype=torch.bool, device=k.device).tril()
+    if layout.start is not None:
+        return None
+    n = k.shape[2] - int(layout.starts.max())
+    last = layout.starts[:, None] + torch.arange(n, device=k.device)
+    return torch.arange(k.shape[2], device=k.device) <= last[:, None, :, None]
+
+
+def _block_mask(layout: Layout, k: Tensor, n: int) -> Tensor | None:
+    """(b, 1, 1, m) for a block with full attention: what is padding in the context or in the block is hidden."""
+    ragged = layout.context_lengths is not None and not layout.context_uniform
+    if layout.lengths is None and not ragged:
+        return None
+    own = torch.ones(k.shape[0], n, dtype=torch.bool, device=k.device)
+    if layout.lengths is not None:
+        own = ~layout.padding(n)
+    if layout.context_lengths is None:
+        return own[:, None, None]
+    read = torch.arange(layout.context_length, device=k.device) < layout.context_lengths[:, None]
+    return torch.cat([read, own], dim=1)[:, None, None]

@@ -1,0 +1,127 @@
+"""Mamba-2 mixer: projection, short convolution, selective scan, gated norm, projection.
+
+    z, xBC, dt = in_proj(u)
+    x, B, C    = silu(conv(xBC))
+    S_t        = exp(dt A) S_{t-1} + dt x_t B_t'        y_t = S_t C_t + D x_t
+    out        = out_proj(rms_groups(y * silu(z)))
+
+Source: Dao and Gu, arXiv 2405.21060; sizes and orders as in the Nemotron-H checkpoints.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from omni.cache import MambaSlot
+from omni.config import MambaConfig
+from omni.kernels.conv import causal_conv, conv_step
+from omni.kernels.scan import scan, scan_step
+from omni.layers import GatedRMSNorm, wide
+from omni.mixers.layout import Layout
+
+
+class Mamba(nn.Module):
+    """(b, n, d) -> (b, n, d), causal. Given a ``context`` slot the scan starts from its states and changes neither."""
+
+    def __init__(self, d_model: int, config: MambaConfig) -> None:
+        super().__init__()
+        c = self.config = config
+        self.in_proj = nn.Linear(d_model, c.d_in_proj, bias=c.bias)
+        self.conv1d = nn.Conv1d(c.conv_dim, c.conv_dim, c.d_conv, groups=c.conv_dim, bias=c.conv_bias)
+        self.A_log = nn.Parameter(torch.log(torch.arange(1, c.n_heads + 1, dtype=torch.float32)))
+        self.D = nn.Parameter(torch.ones(c.n_heads))
+        self.dt_bias = nn.Parameter(_initial_dt_bias(c))
+        self.norm = GatedRMSNorm(c.d_inner, c.n_groups, c.norm_eps)
+        self.out_proj = nn.Linear(c.d_inner, d_model, bias=c.bias)
+
+    def forward(
+        self, u: Tensor, layout: Layout, slot: MambaSlot | None = None, context: MambaSlot | None = None
+    ) -> Tensor:
+        c = self.config
+        z, xbc, dt = self.in_proj(u).split([c.d_inner, c.conv_dim, c.n_heads], dim=-1)
+        dt = self._step_size(dt, layout)
+        if slot is not None and layout.recording:
+            slot.window.append((xbc, dt, self._advance))
+        if slot is not None and u.shape[1] == 1 and layout.lengths is None and not torch.is_grad_enabled():
+            y = self._one(xbc[:, 0], dt[:, 0], slot)[:, None]
+        else:
+            y = self._many(xbc, dt, layout, slot, context)
+        return self.out_proj(self.norm(y, z))
+
+    def _step_size(self, dt: Tensor, layout: Layout) -> Tensor:
+        """softplus(dt + bias), clamped; zero at padding, where the state must neither decay nor take anything in."""
+        low, high = self.config.dt_limit
+        w = wide(dt.dtype)
+        dt = F.softplus(dt.to(w) + self.dt_bias.to(w))
+        if low > 0 or math.isfinite(high):
+            dt = dt.clamp(low, high)
+        padding = layout.padding(dt.shape[1])
+        return dt if padding is None else dt.masked_fill(padding[..., None], 0.0)
+
+    def _many(
+        self, xbc: Tensor, dt: Tensor, layout: Layout, slot: MambaSlot | None, context: MambaSlot | None
+    ) -> Tensor:
+        seed = slot if slot is not None else context
+        conv, ssm = (seed.conv, seed.ssm) if seed is not None else (None, None)
+        weight, bias = self.conv1d.weight[:, 0], self.conv1d.bias
+        mixed = causal_conv(xbc, weight, bias, initial=conv, segments=layout.segments)
+        x, B, C = self._split(mixed)
+        # A block shorter than a chunk is one chunk: seeded states and long chunks do not mix well in every kernel.
+        chunk = min(self.config.chunk_size, x.shape[1])
+        y, state = scan(
+            x,
+            dt,
+            self._a(dt.dtype),
+            B,
+            C,
+            self.D.to(dt.dtype),
+            initial_state=ssm,
+            chunk_size=chunk,
+            segments=layout.segments,
+        )
+        if slot is not None:
+            slot.conv, slot.ssm = self._last_inputs(xbc, conv, layout), state
+        return rearrange(y, "b n h p -> b n (h p)")
+
+    def _one(self, xbc: Tensor, dt: Tensor, slot: MambaSlot) -> Tensor:
+        """One token, states advanced in place. (b, c), (b, h) -> (b, h p)"""
+        mixed = conv_step(xbc, self.conv1d.weight[:, 0], self.conv1d.bias, slot.conv)
+        x, B, C = self._split(mixed)
+        y, slot.ssm = scan_step(x, dt, self._a(dt.dtype), B, C, self.D.to(dt.dtype), slot.ssm)
+        return rearrange(y, "b h p -> b (h p)")
+
+    @torch.no_grad()
+    def _advance(self, xbc: Tensor, dt: Tensor, conv: Tensor, ssm: Tensor) -> tuple[Tensor, Tensor]:
+        """States after one token of a window; used to replay what was accepted."""
+        slot = MambaSlot(conv, ssm)
+        self._one(xbc, dt, slot)
+        return slot.conv, slot.ssm
+
+    def _split(self, mixed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(..., c) -> x (..., h, p), B and C (..., g, s)"""
+        c = self.config
+        x, B, C = mixed.split([c.d_inner, c.n_groups * c.d_state, c.n_groups * c.d_state], dim=-1)
+        x = x.unflatten(-1, (c.n_heads, c.head_dim))
+        return x, B.unflatten(-1, (c.n_groups, c.d_state)), C.unflatten(-1, (c.n_groups, c.d_state))
+
+    def _a(self, dtype: torch.dtype) -> Tensor:
+        return -torch.exp(self.A_log.to(dtype))
+
+    def _last_inputs(self, xbc: Tensor, conv: Tensor, layout: Layout) -> Tensor:
+        """(b, d_conv - 1, c): the convolution's inputs before the next token, skipping right padding."""
+        taps = self.config.d_conv - 1
+        history = torch.cat([conv.to(xbc.dtype), xbc], dim=1)
+        if layout.lengths is None:
+            return history[:, history.shape[1] - taps :].clone()
+        columns = layout.lengths[:, None] + torch.arange(taps, device=xbc.device)
+        return history.gather(1, columns[..., None].expand(-1, -1, xbc.shape[2]))
+
+
+def _initial_dt_bias(config: MambaConfig) -> Tensor:
+    """Inverse softplus of log-uniform steps in ``dt_init``."""
+    low, high = (math.log(limit) for limit in config.dt_init)
+    dt = torch.exp(torch.rand(config.n_heads) * (high - low) + low).clamp(min=1e-4)
+    return dt + torch.log(-torch.expm1(-dt))

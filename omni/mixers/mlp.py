@@ -1,0 +1,22 @@
+"""Dense feed-forward: ``down(relu(up x)^2)`` (Nemotron-H) or ``down(silu(gate x) * up x)`` (Qwen-style)."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from omni.config import MLPConfig
+from omni.mixers.layout import Layout
+
+
+class MLP(nn.Module):
+    """(b, n, d) -> (b, n, d); every token on its own."""
+
+    def __init__(self, d_model: int, config: MLPConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(d_model, config.d_ff, bias=config.bias) if config.activation == "silu" else None
+        self.up_proj = nn.Linear(d_model, config.d_ff, bias=config.bias)
+        self.down_proj = nn.Linear(config.d_ff, d_model, bias=config.bias)
+
+    def forward(self, x: Tensor, layout: Layout | None = None, slot: None = None, context: None = None) -> Tensor:
+        up = self.up_proj(x)
+        hidden = F.relu(up).square() if self.gate_proj is None else F.silu(self.gate_proj(x)) * up
+        return self.down_proj(hidden)

@@ -1,0 +1,154 @@
+"""Training recipes: what is shown, for how long and how fast, as YAML checked into frozen dataclasses."""
+
+import dataclasses
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from omni.config import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadPlan:
+    """Documents. ``size`` counts pages of 160 x 160 pixels; ``mixture`` weighs the levels of the curriculum."""
+
+    size: int
+    mixture: dict[str, float]
+    questions: int = 4
+    talk: bool = True  # False: only name the glyphs under each patch
+    weight: float = 1.0
+    glyph_weight: float = 1.0
+    every: int = 1  # steps between batches of this kind
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrawPlan:
+    """Scenes: ``size`` captions, each denoised at ``draws`` noise levels over one reading of the caption."""
+
+    size: int
+    draws: int = 4
+    drop: float = 0.1
+    time_mean: float = 0.8
+    weight: float = 1.0
+    caption_weight: float = 0.1
+    every: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class TalkPlan:
+    """Dialogues, packed into ``size`` rows of ``width`` tokens."""
+
+    size: int
+    width: int = 256
+    weight: float = 0.5
+    every: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """A stretch of training with one mixture. ``lr`` is reached after the recipe's warm-up; ``decay`` lets it fall to
+    ``final_lr`` over the stage, as one minus the square root of the progress (the family's own schedule)."""
+
+    name: str
+    steps: int
+    lr: float
+    decay: bool = False
+    final_lr: float = 0.0
+    read: ReadPlan | None = None
+    draw: DrawPlan | None = None
+    talk: TalkPlan | None = None
+
+    def rate(self, step: int) -> float:
+        """Learning rate at ``step`` of the stage."""
+        if not self.decay:
+            return self.lr
+        return self.final_lr + (self.lr - self.final_lr) * (1 - (step / max(1, self.steps)) ** 0.5)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A whole run. ``preset`` sections of the file replace any of these fields."""
+
+    model: str
+    stages: tuple[Stage, ...]
+    seed: int = 0
+    warmup: int = 100
+    betas: tuple[float, float] = (0.9, 0.98)
+    weight_decay: float = 0.02
+    clip: float = 1.0
+    ema: float = 0.999
+    threads: int = 0  # 0: leave torch's choice
+    accelerator: str = "auto"
+    precision: str = "32-true"
+    save_every: int = 100
+    probe_every: int = 200
+    batch_scale: float = 1.0  # multiplies the size of every plan
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.stages:
+            raise ConfigError("a recipe needs at least one stage")
+        for stage in self.stages:
+            if stage.steps < 1 or stage.lr <= 0:
+                raise ConfigError(
+                    f"stage {stage.name!r} has {stage.steps} steps at rate {stage.lr}; both must be positive"
+                )
+
+    @property
+    def steps(self) -> int:
+        return sum(stage.steps for stage in self.stages)
+
+    def at(self, step: int) -> tuple[Stage, int]:
+        """The stage of a global step, and the step within it."""
+        for stage in self.stages:
+            if step < stage.steps:
+                return stage, step
+            step -= stage.steps
+        return self.stages[-1], self.stages[-1].steps
+
+    def rate(self, step: int) -> float:
+        stage, inner = self.at(step)
+        return stage.rate(inner) * min(1.0, (step + 1) / self.warmup)
+
+
+def load_recipe(path: str | Path, preset: str | None = None, overrides: dict[str, Any] | None = None) -> Recipe:
+    """Read a YAML recipe; ``preset`` names one of its ``presets``, ``overrides`` come last.
+
+    Raises ConfigError for an unreadable file, an unknown preset or an unknown key.
+    """
+    try:
+        plain = yaml.safe_load(Path(path).read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path} is not a readable recipe: {error}") from None
+    if not isinstance(plain, dict):
+        raise ConfigError(f"{path} is not a recipe: it holds {type(plain).__name__}, not a mapping")
+    presets = plain.pop("presets", {})
+    if preset is not None and preset not in presets:
+        raise ConfigError(f"{path} has no preset {preset!r}; known: {', '.join(presets) or 'none'}")
+    plain |= presets.get(preset, {}) | (overrides or {})
+    plain["stages"] = tuple(_stage(stage) for stage in plain.get("stages", []))
+    plain = {k: tuple(v) if k == "betas" else v for k, v in plain.items()}
+    return _build(Recipe, plain)
+
+
+def scaled(plan: Any, scale: float) -> Any:
+    """The plan with its batch size multiplied."""
+    return replace(plan, size=max(1, round(plan.size * scale)))
+
+
+def _stage(plain: dict[str, Any]) -> Stage:
+    parts = {"read": ReadPlan, "draw": DrawPlan, "talk": TalkPlan}
+    return _build(Stage, {k: _build(parts[k], v) if k in parts and v else v for k, v in plain.items()})
+
+
+def _build(cls: type, plain: dict[str, Any]) -> Any:
+    known = {item.name for item in dataclasses.fields(cls)}
+    unknown = sorted(set(plain) - known)
+    if unknown:
+        raise ConfigError(f"{cls.__name__} has no fields {unknown}; known: {sorted(known)}")
+    try:
+        return cls(**plain)
+    except TypeError as error:
+        raise ConfigError(f"{cls.__name__}: {error}") from None

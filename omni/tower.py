@@ -1,0 +1,162 @@
+"""A tower: a stack of layers ``x + mixer(norm(x))``. The context tower and the denoiser tower are both this class.
+
+The two meet only in the cache: layer i of the denoiser reads the slot of context layer i.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from omni.cache import Cache, CacheError
+from omni.config import TowerConfig
+from omni.layers import Modulation, RMSNorm, Rotary, build_time
+from omni.mixers import MIXERS, Layout
+
+BEFORE_NORM = "M*"
+"""Letters whose modulation comes before the norm; for the others it comes after (TwoTower's order)."""
+
+
+class Block(nn.Module):
+    """One layer: ``x + gate * mixer(norm(x))`` with adaLN's modulation on the side of the norm that its letter has."""
+
+    def __init__(self, config: TowerConfig, layer: int) -> None:
+        super().__init__()
+        self.letter = config.pattern[layer]
+        self.norm = RMSNorm(config.d_model, config.norm_eps)
+        self.mixer = MIXERS[self.letter](config.d_model, config.mixer(layer))
+
+    def forward(
+        self, x: Tensor, layout: Layout, slot=None, context=None, modulation: Modulation | None = None
+    ) -> Tensor:
+        dtype = self.norm.weight.dtype
+        if modulation is None:
+            return x + self.mixer(self.norm(x.to(dtype)), layout, slot, context)
+        if self.letter in BEFORE_NORM:
+            inner = self.norm(modulation.modulate(x).to(dtype))
+        else:
+            inner = modulation.modulate(self.norm(x.to(dtype)))
+        return x + modulation.gate * self.mixer(inner, layout, slot, context)
+
+
+class Tower(nn.Module):
+    """(b, n, d) -> (b, n, d), normed.
+
+    As a context tower it is causal and extends ``cache``; as a denoiser tower it sees its whole block, is told the noise
+    level ``time`` and reads another tower's cache as ``context``.
+    """
+
+    def __init__(self, config: TowerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.blocks = nn.ModuleList(Block(config, i) for i in range(config.n_layers))
+        self.norm = RMSNorm(config.d_model, config.norm_eps)
+        self.time = build_time(config.d_model, config.n_layers, config.time)
+        attention = config.attention
+        rotary = attention is not None and attention.rotary is not None
+        self.rotary = Rotary(attention.head_dim, attention.rotary) if rotary else None
+
+    def new_cache(self, batch: int, capacity: int = 0) -> Cache:
+        """An empty cache of this tower, in the dtype and on the device of its weights."""
+        weight = self.norm.weight
+        return Cache.new(self.config, batch, capacity, weight.dtype, weight.device)
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        cache: Cache | None = None,
+        context: Cache | None = None,
+        mask: Tensor | None = None,  # (b, n) True at real tokens; padding may stand on either side
+        segments: Tensor | None = None,  # (b, n) sequence numbers of packed sequences
+        positions: Tensor | None = None,  # (3, b, n) rotary positions; default: the token's index
+        causal: bool = True,
+        time: Tensor | None = None,  # (b,) noise level in [0, 1]
+        noisy: Tensor | None = None,  # (b, n) True at tokens that carry noise; default: all
+    ) -> Tensor:
+        if mask is not None and not bool(mask.all()):
+            order = torch.argsort(~mask, dim=1, stable=True)  # real tokens first: layers only know right padding
+            move = _mover(order)
+            x, segments, positions, noisy = move(x), move(segments), move(positions, 2), move(noisy)
+            lengths, back = mask.sum(dim=1), _mover(torch.argsort(order, dim=1))
+        else:
+            lengths = back = None
+        layout = self._layout(x, cache, context, lengths, segments, positions, causal)
+        x = self._run(x, layout, cache, context, time, noisy)
+        return back(x) if back else x
+
+    def _run(self, x: Tensor, layout: Layout, cache: Cache | None, context: Cache | None, time, noisy) -> Tensor:
+        none = [None] * len(self.blocks)
+        slots = cache.slots if cache else none
+        reads = context.slots if context else none
+        if self.config.residual_fp32:
+            x = x.float()
+        x, modulations = self.time(x, time, noisy)
+        for block, slot, read, modulation in zip(self.blocks, slots, reads, modulations or none, strict=True):
+            x = block(x, layout, slot, read, modulation)
+        if cache is not None:
+            cache.advance(x.shape[1] if layout.lengths is None else layout.lengths)
+        return self.norm(x.to(self.norm.weight.dtype))
+
+    def _layout(self, x, cache, context, lengths, segments, positions, causal) -> Layout:
+        if cache is not None and segments is not None:
+            raise CacheError("packed sequences cannot share a cache: give them one row each")
+        if cache is not None and cache.in_window and lengths is not None:
+            raise CacheError("rows of different lengths cannot be fed in an open window")
+        for name, held in (("cache", cache), ("context", context)):
+            if held is not None and held.batch != x.shape[0]:
+                raise CacheError(f"the {name} holds {held.batch} rows; the call has {x.shape[0]}")
+        starts = cache.lengths if cache is not None else None
+        positions = self._positions(x, cache, segments, positions)
+        rotary = self.rotary(positions) if self.rotary is not None else None
+        if cache is not None and cache.positions is not None:
+            cache.positions.append(positions.permute(1, 0, 2).unsqueeze(-1).float(), starts, cache.start)
+        read = {}
+        if context is not None:
+            read = {
+                "context_lengths": context.lengths,
+                "context_length": context.length,
+                "context_uniform": context.uniform,
+                "context_rotary": self._context_rotary(context),
+            }
+        return Layout(
+            causal=causal,
+            lengths=lengths,
+            segments=segments,
+            rotary=rotary,
+            starts=starts,
+            start=cache.start if cache is not None else 0,
+            recording=cache is not None and cache.in_window,
+            **read,
+        )
+
+    def _positions(self, x: Tensor, cache: Cache | None, segments, positions: Tensor | None) -> Tensor | None:
+        """(3, b, n): the caller's, or each token's index in its sequence."""
+        if self.rotary is None or positions is not None:
+            return positions
+        index = torch.arange(x.shape[1], device=x.device).expand(x.shape[0], -1)
+        if cache is not None:
+            index = index + cache.next_positions()[:, None]
+        elif segments is not None:
+            first = torch.ones_like(segments, dtype=torch.bool)
+            first[:, 1:] = segments[:, 1:] != segments[:, :-1]
+            index = index - torch.where(first, index, 0).cummax(dim=1).values
+        return index.expand(3, -1, -1)
+
+    def _context_rotary(self, context: Cache) -> tuple[Tensor, Tensor] | None:
+        attention = self.config.attention
+        if self.rotary is None or not attention.context_norm or context.positions is None:
+            return None
+        return self.rotary(context.positions.data[:, :, : context.length, 0].permute(1, 0, 2))
+
+
+def _mover(order: Tensor):
+    """A function that reorders the tokens of (b, n, ...) or, with ``axis`` 2, of (3, b, n)."""
+
+    def move(values: Tensor | None, axis: int = 1) -> Tensor | None:
+        if values is None:
+            return None
+        if axis == 2:
+            return values.gather(2, order.expand(values.shape[0], -1, -1))
+        index = order if values.dim() == 2 else order[..., None].expand(-1, -1, values.shape[2])
+        return values.gather(1, index)
+
+    return move

@@ -1,0 +1,262 @@
+"""Training with Lightning: one module for every objective, resumable to the step, on a CPU or a GPU.
+
+    batches(step)  ──>  read: next token of the answers, glyph under each patch
+                        draw: velocity of noisy pictures over one reading of the caption
+                        talk: next token of packed dialogues
+    loss = weighted sum  ──>  AdamW, warm-up, constant rate, falling at the end  ──>  averaged weights (EMA)
+
+Batches are a pure function of the step, so a resumed run continues exactly. ``omni train RECIPE``.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset
+
+from omni import losses
+from omni.data.batches import (
+    GLYPH_CLASSES,
+    GLYPH_SLOTS,
+    DrawBatch,
+    Encoding,
+    ReadBatch,
+    TalkBatch,
+    draw_batch,
+    read_batch,
+    talk_batch,
+)
+from omni.decoders.flow import interpolate
+from omni.inputs import Inputs
+from omni.mixers.moe import Router
+from omni.model import Omni
+from omni.recipe import DrawPlan, ReadPlan, Recipe, TalkPlan, load_recipe, scaled
+from omni.tokenizers.bytes import ByteTokenizer
+
+
+class Steps(IterableDataset):
+    """The batches of a recipe from ``start`` on: a dict of one batch for each kind that is due."""
+
+    def __init__(self, recipe: Recipe, encoding: Encoding, encode, start: int = 0) -> None:
+        self.recipe, self.encoding, self.encode, self.start = recipe, encoding, encode, start
+
+    def __iter__(self):
+        worker = torch.utils.data.get_worker_info()
+        first, stride = (worker.id, worker.num_workers) if worker else (0, 1)
+        for step in range(self.start + first, self.recipe.steps, stride):
+            yield self.batches(step)
+
+    def batches(self, step: int) -> dict[str, Any]:
+        stage, inner = self.recipe.at(step)
+        seed = self.recipe.seed * 1_000_003 + step
+        scale = self.recipe.batch_scale
+        plans = {"read": stage.read, "draw": stage.draw, "talk": stage.talk}
+        made = {}
+        for kind, plan in plans.items():
+            if plan is not None and inner % plan.every == 0:
+                made[kind] = (plan, getattr(self, f"_{kind}")(seed, scaled(plan, scale)))
+        return made
+
+    def _read(self, seed: int, plan: ReadPlan) -> ReadBatch:
+        return read_batch(seed, plan.size, plan.mixture, self.encoding, questions=plan.questions, talk=plan.talk)
+
+    def _draw(self, seed: int, plan: DrawPlan) -> DrawBatch:
+        return draw_batch(seed, plan.size, self.encoding.special, self.encode, plan.drop)
+
+    def _talk(self, seed: int, plan: TalkPlan) -> TalkBatch:
+        return talk_batch(seed, plan.size, plan.width, self.encoding)
+
+
+class OmniTraining(L.LightningModule):
+    """Lightning module around :class:`Omni`. The glyph head serves training only and is not shipped."""
+
+    def __init__(self, model: Omni, recipe: Recipe) -> None:
+        super().__init__()
+        self.model, self.recipe = model, recipe
+        d = model.config.vision.d_model if model.config.vision else 1
+        self.glyph_head = nn.Linear(d, GLYPH_SLOTS * GLYPH_CLASSES)
+        self.ema = Average(model, recipe.ema)
+
+    def training_step(self, batch: dict[str, Any], index: int) -> Tensor:
+        parts = {}
+        for kind, (plan, data) in batch.items():
+            parts |= getattr(self, f"{kind}_losses")(plan, data)
+        total = sum(weight * loss for weight, loss in parts.values())
+        total = total + self._balance()
+        self.log_dict({name: loss.detach() for name, (_, loss) in parts.items()}, prog_bar=True)
+        self.log("rate", self.recipe.rate(self.global_step))
+        return total
+
+    def read_losses(self, plan: ReadPlan, batch: ReadBatch) -> dict[str, tuple[float, Tensor]]:
+        """Glyphs under patches and, unless the plan only names glyphs, next tokens of the answers."""
+        features = self.model.vision(batch.pixels)
+        named = self.glyph_head(features).unflatten(-1, (GLYPH_SLOTS, GLYPH_CLASSES))
+        parts = {"glyph": (plan.glyph_weight, losses.glyphs(named, batch.glyphs))}
+        if batch.input_ids is None:
+            return parts
+        tokens = self.model.project(features, batch.pixels.shape[-2:])
+        hidden = self.model.read(Inputs(batch.input_ids, pixels=tuple(batch.pixels)), seen=tuple(tokens))
+        return parts | {"read": (plan.weight, losses.next_token(self.model.predict(hidden), batch.labels))}
+
+    def draw_losses(self, plan: DrawPlan, batch: DrawBatch) -> dict[str, tuple[float, Tensor]]:
+        """Velocity at ``draws`` noise levels of each picture; the caption is read once."""
+        cache = self.model.new_cache(len(batch.input_ids))
+        hidden = self.model.read(Inputs(batch.input_ids, batch.mask), cache)
+        labels = batch.input_ids.masked_fill(~batch.mask, losses.IGNORED)
+        caption = losses.next_token(self.model.predict(hidden), labels)
+        data = batch.images.repeat_interleave(plan.draws, dim=0)
+        t = torch.sigmoid(torch.randn(len(data), device=data.device) + plan.time_mean)
+        noise = torch.randn_like(data)
+        velocity = self.model.velocity(interpolate(data, noise, t), t, cache.fork(plan.draws))
+        return {
+            "draw": (plan.weight, losses.flow(velocity, data, noise)),
+            "caption": (plan.caption_weight, caption),
+        }
+
+    def talk_losses(self, plan: TalkPlan, batch: TalkBatch) -> dict[str, tuple[float, Tensor]]:
+        hidden = self.model.read(Inputs(batch.input_ids, segments=batch.segments))
+        return {"talk": (plan.weight, losses.next_token(self.model.predict(hidden), batch.labels))}
+
+    def _balance(self) -> Tensor | float:
+        """Sum of the routers' balance losses since the last step."""
+        total = 0.0
+        for router in self._routers():
+            total = total + sum(router.balance)
+            router.balance = []
+        return total
+
+    def _routers(self) -> list[Router]:
+        return [m for m in self.model.modules() if isinstance(m, Router)]
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        matrices = [p for p in self.parameters() if p.requires_grad and p.dim() >= 2]
+        vectors = [p for p in self.parameters() if p.requires_grad and p.dim() < 2]
+        groups = [
+            {"params": matrices, "weight_decay": self.recipe.weight_decay},
+            {"params": vectors, "weight_decay": 0.0},
+        ]
+        optimizer = torch.optim.AdamW(groups, lr=1.0, betas=self.recipe.betas)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.recipe.rate)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_train_batch_start(self, batch: Any, index: int) -> None:
+        # Noise follows the step, not the history of the run: a resumed run draws what the first would have drawn.
+        torch.manual_seed(self.recipe.seed * 1_000_003 + self.global_step)
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, index: int) -> None:
+        for router in self._routers():
+            if bool(router.load.any()):
+                router.update_bias()
+        self.ema.update(self.model)
+
+    def train_dataloader(self) -> DataLoader:
+        tokenizer = self.model.tokenizer
+        steps = Steps(self.recipe, encoding(self.model), tokenizer.encode, start=self.global_step)
+        return DataLoader(steps, batch_size=None)
+
+    def transfer_batch_to_device(self, batch: dict[str, Any], device: torch.device, index: int) -> dict[str, Any]:
+        return {kind: (plan, data.to(device)) for kind, (plan, data) in batch.items()}
+
+
+class Average(nn.Module):
+    """Exponential average of a model's weights, kept in the run's checkpoints; warms up with the number of updates."""
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        super().__init__()
+        self.decay = decay
+        self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
+        for name, value in model.state_dict().items():
+            self.register_buffer(name.replace(".", "/"), value.detach().clone())
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        self.updates += 1
+        decay = min(self.decay, (1 + int(self.updates)) / (10 + int(self.updates)))
+        for name, value in model.state_dict().items():
+            self.get_buffer(name.replace(".", "/")).lerp_(value.detach(), 1 - decay)
+
+    def weights(self) -> dict[str, Tensor]:
+        """The averaged state dict."""
+        return {n.replace("/", "."): b for n, b in self.named_buffers() if n != "updates"}
+
+
+def encoding(model: Omni) -> Encoding:
+    """What the batches must know of ``model``."""
+    v = model.config.vision
+    patch, token = (v.patch_size, v.token_pixels) if v else (1, 1)
+    return Encoding(model.tokenizer.encode_chat, model.tokenizer.special, patch, token)
+
+
+def build(recipe: Recipe) -> OmniTraining:
+    """A fresh model of the recipe's preset, seeded, in its training module."""
+    from omni.families import preset
+
+    L.seed_everything(recipe.seed, verbose=False)
+    model = Omni(preset(recipe.model))
+    model.tokenizer = ByteTokenizer()
+    return OmniTraining(model, recipe)
+
+
+def train(
+    path: str | Path,
+    *,
+    preset: str | None = None,
+    out: str | Path = "runs/tiny",
+    resume: bool = True,
+    init: str | Path | None = None,
+    overrides: dict[str, Any] | None = None,
+) -> Path:
+    """Run (or go on with) a recipe; returns the folder of the exported, averaged model.
+
+    ``out`` holds checkpoints, logs, sample pictures, and at the end ``model/``, which ``omni.load`` reads. ``init``
+    starts from another run's checkpoint with this run's steps counted from zero.
+    """
+    from omni.training_callbacks import Probe, export
+
+    recipe = load_recipe(path, preset, overrides)
+    if recipe.threads:
+        torch.set_num_threads(recipe.threads)
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    module = build(recipe)
+    if init is not None:
+        load_weights(module, init)
+    last = out / "checkpoints" / "last.ckpt"
+    saver = ModelCheckpoint(
+        out / "checkpoints",
+        filename="step-{step}",
+        save_last=True,
+        save_top_k=1,
+        every_n_train_steps=recipe.save_every,
+    )
+    trainer = L.Trainer(
+        max_steps=recipe.steps,
+        accelerator=recipe.accelerator,
+        devices=1,
+        precision=recipe.precision,
+        gradient_clip_val=recipe.clip,
+        logger=[CSVLogger(out, name="csv"), TensorBoardLogger(out, name="tensorboard")],
+        callbacks=[saver, Probe(out, recipe.probe_every)],
+        log_every_n_steps=10,
+        enable_model_summary=False,
+        enable_progress_bar=os.isatty(2),
+    )
+    # The checkpoint is this run's own file; Lightning stores the optimiser's state beside the weights in it.
+    trainer.fit(module, ckpt_path=last if resume and last.exists() else None, weights_only=False)
+    return export(module, out / "model")
+
+
+def load_weights(module: OmniTraining, path: str | Path) -> None:
+    """Weights (and averages) of a run's checkpoint; strict, but for parts that the checkpoint was trained without."""
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    state = state.get("state_dict", state)
+    missing, unexpected = module.load_state_dict(state, strict=False)
+    if unexpected:
+        raise ValueError(f"{path} holds weights that the recipe's model has no place for: {unexpected[:5]}")
+    if len(missing) == len(module.state_dict()):
+        raise ValueError(f"{path} holds none of the model's weights")

@@ -1,0 +1,176 @@
+"""What a training run shows and leaves behind: held-out probes with their controls, sample pictures, plots, the model."""
+
+import csv
+import json
+from pathlib import Path
+
+import lightning as L
+import matplotlib
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from omni.data.batches import caption_ids, read_batch
+from omni.data.scenes import CATEGORIES, check, sample_prompt
+from omni.decoders.flow import integrate, time_grid
+from omni.inputs import Inputs, pad_rows
+from omni.losses import next_token
+from omni.training import OmniTraining, encoding
+
+HELD_OUT = 7  # a batch seed far below the training seeds
+PROMPTS = 12
+
+
+class Probe(L.Callback):
+    """Every ``every`` steps: held-out reading loss with the page, with a blank page and with another row's page, and a
+    sheet of pictures with how many show what was asked. Lines go to ``probes.csv``, sheets to ``samples/``."""
+
+    def __init__(self, out: Path, every: int) -> None:
+        self.out, self.every = out, every
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: OmniTraining, outputs, batch, index: int) -> None:
+        if trainer.global_step % self.every and trainer.global_step != trainer.max_steps:
+            return
+        stage, _ = module.recipe.at(max(0, trainer.global_step - 1))
+        row = {"step": trainer.global_step, "stage": stage.name}
+        with averaged(module), torch.no_grad():
+            if stage.read is not None and stage.read.talk:
+                row |= reading(module, stage.read.mixture)
+            if stage.draw is not None:
+                row |= drawing(module, self.out / "samples" / f"{trainer.global_step:06d}.png")
+        append(self.out / "probes.csv", row)
+        plot(self.out)
+
+    def on_train_end(self, trainer: L.Trainer, module: OmniTraining) -> None:
+        plot(self.out)
+
+
+class averaged:
+    """Within the block the module's model has its averaged weights and is in evaluation mode."""
+
+    def __init__(self, module: OmniTraining) -> None:
+        self.module = module
+
+    def __enter__(self) -> None:
+        model = self.module.model
+        self.held = {k: v.clone() for k, v in model.state_dict().items()}
+        model.load_state_dict(self.module.ema.weights())
+        model.eval()
+
+    def __exit__(self, *_: object) -> None:
+        self.module.model.load_state_dict(self.held)
+        self.module.model.train()
+
+
+def reading(module: OmniTraining, mixture: dict[str, float]) -> dict[str, float]:
+    """Held-out loss, and the two controls that must be worse once the model looks: a blank page, another row's page."""
+    hardest = list(mixture)[-1]
+    batch = read_batch(-HELD_OUT, 12, {hardest: 1.0}, encoding(module.model)).to(module.device)
+
+    def loss(pixels: Tensor) -> float:
+        hidden = module.model.read(Inputs(batch.input_ids, pixels=tuple(pixels)))
+        return float(next_token(module.model.predict(hidden), batch.labels))
+
+    blank = torch.full_like(batch.pixels, 0.9)
+    return {
+        "read": loss(batch.pixels),
+        "read_blank": loss(blank),
+        "read_shuffled": loss(batch.pixels.roll(1, dims=0)),
+    }
+
+
+def drawing(module: OmniTraining, path: Path) -> dict[str, float]:
+    """Share of held-out prompts drawn right, with guidance 3 and 20 Euler steps; saves the sheet."""
+    model = module.model
+    special, encode = model.tokenizer.special, model.tokenizer.encode
+    asked = [sample_prompt(i, CATEGORIES[i % len(CATEGORIES)]) for i in range(PROMPTS)]
+    rows = [caption_ids(text, special, encode) for text, _ in asked] + [caption_ids("", special, encode)] * PROMPTS
+    ids, mask = pad_rows(rows, special["pad"])
+    context = model.new_cache(len(rows))
+    model.read(Inputs(ids, mask).to(module.device), context)
+
+    def velocity(x: Tensor, t: Tensor) -> Tensor:
+        conditional, free = model.velocity(torch.cat([x, x]), torch.cat([t, t]), context).chunk(2)
+        return free + 3.0 * (conditional - free)
+
+    size = model.config.latent.image_size
+    noise = torch.randn(PROMPTS, 3, size, size, generator=torch.Generator().manual_seed(0)).to(module.device)
+    pictures = to_pixels(integrate(velocity, noise, time_grid(20, 2.0)))
+    right = [check(picture, request) for picture, (_, request) in zip(pictures, asked, strict=True)]
+    save_sheet(pictures, path)
+    return {"drawn_right": sum(right) / PROMPTS}
+
+
+def to_pixels(images: Tensor) -> np.ndarray:
+    """(b, 3, H, W) in [-1, 1] -> (b, H, W, 3) uint8"""
+    return ((images.float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+
+
+def save_sheet(pictures: np.ndarray, path: Path, columns: int = 6) -> None:
+    """Pictures in a grid, enlarged twice, written as PNG."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = -(-len(pictures) // columns)
+    height, width = pictures.shape[1:3]
+    sheet = np.full((rows * height, columns * width, 3), 255, dtype=np.uint8)
+    for i, picture in enumerate(pictures):
+        y, x = divmod(i, columns)
+        sheet[y * height : (y + 1) * height, x * width : (x + 1) * width] = picture
+    Image.fromarray(sheet).resize((sheet.shape[1] * 2, sheet.shape[0] * 2), Image.Resampling.NEAREST).save(path)
+
+
+def append(path: Path, row: dict) -> None:
+    """Add a row to a CSV file whose columns may grow."""
+    old = []
+    if path.exists():
+        with path.open(newline="") as file:
+            old = list(csv.DictReader(file))
+    names = list(dict.fromkeys([k for r in [*old, row] for k in r]))
+    beside = path.with_suffix(".part")
+    with beside.open("w", newline="") as file:
+        writer = csv.DictWriter(file, names)
+        writer.writeheader()
+        writer.writerows([*old, row])
+    beside.replace(path)
+
+
+def plot(out: Path) -> None:
+    """``loss.png``: every logged loss over the steps, and the probes."""
+    series: dict[str, list[tuple[float, float]]] = {}
+    for path in [*sorted(out.glob("csv/*/metrics.csv")), out / "probes.csv"]:
+        if not path.exists():
+            continue
+        prefix = "held-out " if path.name == "probes.csv" else ""
+        with path.open(newline="") as file:
+            for row in csv.DictReader(file):
+                for name, value in row.items():
+                    if name not in ("step", "epoch", "stage", "rate") and value:
+                        series.setdefault(prefix + name, []).append((float(row["step"]), float(value)))
+    if not series:
+        return
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(9, 5))
+    for name, points in series.items():
+        axes.plot(*zip(*sorted(points), strict=True), label=name, linewidth=1)
+    axes.set(xlabel="step", ylabel="loss, or share right", yscale="log")
+    axes.legend(fontsize=8)
+    figure.savefig(out / "loss.png", dpi=110)
+    pyplot.close(figure)
+
+
+def export(module: OmniTraining, folder: Path) -> Path:
+    """The averaged weights as a checkpoint that ``omni.load`` reads: bfloat16 matrices, computed in float32."""
+    from omni.checkpoint import save
+
+    with averaged(module):
+        save(module.model, folder, dtype=torch.bfloat16)
+    module.model.tokenizer.save(folder)
+    (folder / "training.json").write_text(
+        json.dumps(
+            {"recipe": module.recipe.metadata, "seed": module.recipe.seed, "steps": module.global_step},
+            indent=1,
+        )
+    )
+    return folder

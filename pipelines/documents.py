@@ -1,0 +1,163 @@
+"""Questions about documents: a picture, a PDF, or a list of pages.
+
+page ──> prefix of the prompt (image and all text before the question), read once ──> cache
+each question ──> fork of that cache ──> answer and its confidence
+many pages ──> the answer of the page that is surest of it
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+
+from omni.cache import Cache
+from omni.inputs import Inputs, pad_rows
+from omni.model import Omni
+from omni.tokenizers.image import open_document
+
+TRANSCRIBE = "Read the page."
+QUESTIONS_AT_ONCE = 16  # each holds a copy of the page's cache
+PDF_PIXELS = 1536  # longest side of a rendered page, where the model takes that much
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the model said, where it read it, and how sure it was."""
+
+    text: str
+    pages: tuple[int, ...]  # counted from 1
+    confidence: float  # geometric mean of the probabilities of the answer's tokens, in 0..1
+    tokens: int  # generated, the end token included
+    complete: bool  # False: cut off at max_new_tokens
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class DocumentQA:
+    """``DocumentQA(model)(document, question) -> Answer``; a list of questions gives a list of answers."""
+
+    def __init__(self, model: Omni) -> None:
+        if model.config.vision is None:
+            raise ValueError("this model reads no images; documents need one with a vision encoder")
+        if model.tokenizer is None:
+            raise ValueError("this model was loaded without a tokenizer; documents need one")
+        self.model = model
+        end = model.tokenizer.special["eos"]
+        self.ends = torch.tensor(end if isinstance(end, list) else [end], device=model.device)
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str = "tiny", **options: Any) -> "DocumentQA":
+        """``options``: device, dtype."""
+        import omni
+
+        return cls(omni.load(name_or_path, **options))
+
+    def __call__(
+        self,
+        document: Any,
+        question: str | Sequence[str],
+        page: int | None = None,
+        max_new_tokens: int = 48,
+    ) -> Answer | list[Answer]:
+        """Answer from the whole document, or from ``page`` (counted from 1) alone.
+
+        ``document`` is a path, bytes, a picture, or a list of pictures. Every page is read once, however many
+        questions there are. Raises ValueError for a bad document, page or question.
+        """
+        questions = [question] if isinstance(question, str) else list(question)
+        if not questions or not all(isinstance(q, str) and q.strip() for q in questions):
+            raise ValueError(f"a question must be a text that is not empty, not {question!r}")
+        found: list[list[Answer]] = []
+        for number, picture in self._pages(document, page):
+            found.append(self._answer(picture, number, questions, max_new_tokens))
+        best = [max(answers, key=lambda a: a.confidence) for answers in zip(*found, strict=True)]
+        return best[0] if isinstance(question, str) else best
+
+    def transcribe(self, document: Any, page: int | None = None, max_new_tokens: int = 1024) -> list[str]:
+        """The text of each page, in reading order."""
+        pages = self._pages(document, page)
+        return [self._answer(p, n, [TRANSCRIBE], max_new_tokens)[0].text for n, p in pages]
+
+    def _pages(self, document: Any, page: int | None) -> Iterable[tuple[int, Image.Image]]:
+        """Page numbers and pictures, each opened when its turn comes."""
+        vision = self.model.config.vision
+        pages = open_document(document, longest=min(PDF_PIXELS, vision.max_grid * vision.patch_size))
+        if page is not None and not 1 <= page <= len(pages):
+            raise ValueError(f"page is {page}; the document has {len(pages)}")
+        numbers = range(1, len(pages) + 1) if page is None else [page]
+        if len(numbers) > 1:
+            console = Console(stderr=True)
+            numbers = track(numbers, "pages", console=console, transient=True, disable=not console.is_terminal)
+        return ((number, pages[number - 1]) for number in numbers)
+
+    @torch.inference_mode()
+    def _answer(self, page: Image.Image, number: int, questions: list[str], limit: int) -> list[Answer]:
+        """Answers to all questions from one page."""
+        prompts = [self._prompt(page, question) for question in questions]
+        self._check_room(max(len(ids) for ids, _ in prompts), limit)
+        shared = _common_prefix([ids for ids, _ in prompts])
+        cache = self.model.new_cache(1)
+        prefix = torch.tensor([prompts[0][0][:shared]], device=self.model.device)
+        self.model.logits(Inputs(prefix, pixels=prompts[0][1]), cache, last_only=True)
+        endings = [ids[shared:] for ids, _ in prompts]
+        answers = []
+        for start in range(0, len(endings), QUESTIONS_AT_ONCE):
+            some = endings[start : start + QUESTIONS_AT_ONCE]
+            answers += self._continue(cache.fork(len(some)), some, number, limit)
+        return answers
+
+    def _prompt(self, page: Image.Image, question: str) -> tuple[list[int], tuple[Tensor, ...]]:
+        content = [{"type": "image", "image": page}, {"type": "text", "text": question}]
+        inputs = self.model.prepare([{"role": "user", "content": content}], thinking=False)
+        return inputs.input_ids[0].tolist(), inputs.pixels
+
+    def _check_room(self, prompt: int, limit: int) -> None:
+        room = self.model.config.max_positions
+        if limit < 1 or prompt + limit > room:
+            raise ValueError(
+                f"max_new_tokens is {limit}; behind a prompt of {prompt} tokens it must lie between 1 and "
+                f"{room - prompt}"
+            )
+
+    def _continue(self, cache: Cache, endings: list[list[int]], number: int, limit: int) -> list[Answer]:
+        """Greedy answers behind the endings of the prompts, all rows together."""
+        ids, mask = (None if t is None else t.to(self.model.device) for t in pad_rows(endings, pad=0))
+        logits = self.model.logits(Inputs(ids, mask), cache, last_only=True)
+        said: list[Tensor] = []
+        scores: list[Tensor] = []
+        done = torch.zeros(len(endings), dtype=torch.bool, device=self.model.device)
+        while True:
+            score, token = logits[:, -1].log_softmax(dim=-1).max(dim=-1)
+            said.append(token)
+            scores.append(score)
+            done |= torch.isin(token, self.ends)
+            if len(said) == limit or bool(done.all()):
+                break
+            logits = self.model.logits(token[:, None], cache, last_only=True)
+        rows = zip(torch.stack(said, 1).tolist(), torch.stack(scores, 1).tolist(), strict=True)
+        return [self._finish(tokens, score, number) for tokens, score in rows]
+
+    def _finish(self, tokens: list[int], scores: list[float], number: int) -> Answer:
+        """One row's answer: what comes before its end token."""
+        ends = set(self.ends.tolist())
+        length = next((i for i, token in enumerate(tokens) if token in ends), len(tokens))
+        counted = min(length + 1, len(tokens))
+        confidence = math.exp(sum(scores[:counted]) / counted)
+        text = self.model.tokenizer.decode(tokens[:length]).strip()
+        return Answer(text, (number,), confidence, counted, complete=length < len(tokens))
+
+
+def _common_prefix(rows: list[list[int]]) -> int:
+    """Tokens that all rows begin with; every row keeps at least one of its own."""
+    most = min(len(row) for row in rows) - 1
+    for i in range(most):
+        if any(row[i] != rows[0][i] for row in rows):
+            return i
+    return most

@@ -1,0 +1,131 @@
+"""DocumentQA on a small random model: shared reading, forks, pages, confidence, bad input."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from omni.config import replace
+from omni.data.documents import sample_document
+from omni.families.tiny import TINY
+from omni.inputs import Inputs
+from omni.model import Omni
+from omni.pipelines.documents import QUESTIONS_AT_ONCE, Answer, DocumentQA, _common_prefix
+from omni.tokenizers.bytes import ByteTokenizer
+
+QUESTIONS = ["What is the date?", "Who signed it?", "What is the total amount that is due?"]
+
+
+@pytest.fixture(scope="module")
+def reader() -> DocumentQA:
+    torch.manual_seed(0)
+    model = Omni(replace(TINY, denoiser=None, latent=None)).eval()
+    with torch.no_grad():
+        model.embed.weight.mul_(20)  # peaked logits: argmax does not hang on the order of additions
+    model.tokenizer = ByteTokenizer()
+    return DocumentQA(model)
+
+
+def page(seed: int = 3) -> Image.Image:
+    return Image.fromarray(sample_document(seed, "lines").image)
+
+
+def greedy(reader: DocumentQA, picture: Image.Image, question: str, steps: int) -> tuple[list[int], float]:
+    """The answer's tokens by reading everything again at every step; and the mean log-probability."""
+    content = [{"type": "image", "image": picture}, {"type": "text", "text": question}]
+    inputs = reader.model.prepare([{"role": "user", "content": content}])
+    ids, scores, ends = inputs.input_ids, [], set(reader.ends.tolist())
+    start = ids.shape[1]
+    with torch.inference_mode():
+        while ids.shape[1] - start < steps:
+            logits = reader.model.logits(Inputs(ids, pixels=inputs.pixels))[0, -1]
+            score, token = logits.log_softmax(-1).max(-1)
+            ids, _ = torch.cat([ids, token.view(1, 1)], 1), scores.append(float(score))
+            if int(token) in ends:
+                break
+    return ids[0, start:].tolist(), sum(scores) / len(scores)
+
+
+def test_answers_equal_plain_decoding_of_each_question(reader):
+    answers = reader(page(), QUESTIONS, max_new_tokens=6)
+    for question, answer in zip(QUESTIONS, answers, strict=True):
+        tokens, mean = greedy(reader, page(), question, 6)
+        assert answer.tokens == len(tokens)
+        spoken = [t for t in tokens if t not in set(reader.ends.tolist())]
+        assert answer.text == reader.model.tokenizer.decode(spoken).strip()
+        assert answer.confidence == pytest.approx(math.exp(mean), rel=1e-3)
+        assert answer.complete == (tokens[-1] in reader.ends.tolist())
+        assert answer.pages == (1,)
+
+
+def test_a_page_is_encoded_once_however_many_questions(reader, monkeypatch):
+    seen = []
+    see = type(reader.model).see
+    monkeypatch.setattr(type(reader.model), "see", lambda self, pixels: seen.append(len(pixels)) or see(self, pixels))
+    many = [f"What is line {i}?" for i in range(QUESTIONS_AT_ONCE + 3)]
+    answers = reader([page(1), page(2)], many, max_new_tokens=2)
+    assert len(answers) == len(many)
+    assert seen == [1, 1]  # two pages
+
+
+def test_the_answer_comes_from_the_surest_page(reader):
+    pages = [page(seed) for seed in (1, 2, 3)]
+    best = reader(pages, QUESTIONS[0], max_new_tokens=4)
+    single = [reader(pages, QUESTIONS[0], page=n, max_new_tokens=4) for n in (1, 2, 3)]
+    assert [answer.pages for answer in single] == [(1,), (2,), (3,)]
+    surest = max(single, key=lambda a: a.confidence)
+    assert (best.text, best.pages) == (surest.text, surest.pages)
+    assert best.confidence == pytest.approx(surest.confidence, rel=1e-4)
+
+
+def test_end_token_ends_the_answer(reader, monkeypatch):
+    answer = reader(page(), QUESTIONS[0], max_new_tokens=4)
+    tokens, _ = greedy(reader, page(), QUESTIONS[0], 4)
+    assert not answer.complete
+    monkeypatch.setattr(reader, "ends", torch.tensor([tokens[1]]))
+    cut = reader(page(), QUESTIONS[0], max_new_tokens=4)
+    first = tokens.index(tokens[1])
+    assert cut.complete
+    assert cut.tokens == first + 1
+    assert cut.text == reader.model.tokenizer.decode(tokens[:first]).strip()
+
+
+def test_text_or_list_in_answer_or_list_out(reader):
+    assert isinstance(reader(np.asarray(page()), QUESTIONS[0], max_new_tokens=1), Answer)
+    several = reader(page(), QUESTIONS[:1], max_new_tokens=1)
+    assert [set(a.as_dict()) for a in several] == [{"text", "pages", "confidence", "tokens", "complete"}]
+    assert len(reader.transcribe([page(1), page(2)], max_new_tokens=2)) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"question": ""}, "not empty"),
+        ({"question": []}, "not empty"),
+        ({"question": ["fine", 3]}, "not empty"),
+        ({"document": b"nonsense"}, "not a picture"),
+        ({"document": []}, "0 pages"),
+        ({"page": 2}, "page is 2; the document has 1"),
+        ({"page": 0}, "page is 0"),
+        ({"max_new_tokens": 0}, "max_new_tokens is 0"),
+        ({"max_new_tokens": 10_000}, "between 1 and"),
+    ],
+)
+def test_bad_input_is_one_clear_error(reader, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        reader(**{"document": page(), "question": "What?", **arguments})
+
+
+def test_a_model_that_cannot_see_is_refused(reader):
+    blind = Omni(replace(TINY, vision=None, denoiser=None, latent=None))
+    with pytest.raises(ValueError, match="reads no images"):
+        DocumentQA(blind)
+
+
+def test_common_prefix_leaves_every_row_a_token():
+    assert _common_prefix([[1, 2, 3], [1, 2, 4]]) == 2
+    assert _common_prefix([[1, 2], [1, 2, 3]]) == 1
+    assert _common_prefix([[1, 2, 3]]) == 2
+    assert _common_prefix([[9], [1]]) == 0

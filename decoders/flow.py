@@ -2,8 +2,8 @@
 
     x_t = (1 - t) data + t noise        velocity = dx/dt = noise - data        t = 1 is noise, t = 0 is data
 
-Everything here is arithmetic over a callable ``velocity(x, t)``; no model is imported. Source of the conventions: Lipman
-et al., arXiv 2210.02747, with Cosmos 3's direction of time.
+Everything here is arithmetic over a callable ``velocity(x, t)``; no model is imported. Source of the conventions:
+Lipman et al., arXiv 2210.02747, with Cosmos 3's direction of time.
 """
 
 import itertools

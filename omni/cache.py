@@ -5,8 +5,8 @@
                 and the recurrent state (b, h, p, s) in float32
     MLP, MoE    nothing
 
-``fork(n)`` copies every row n times (samples, guidance branches, drafts). ``begin`` opens a window; what is fed after it
-can be cut back to its first ``accepted`` tokens per row with ``commit`` or undone with ``rollback``. Keys are cut by
+``fork(n)`` copies every row n times (samples, guidance branches, drafts). ``begin`` opens a window; what is fed after
+it can be cut back to its first ``accepted`` tokens per row with ``commit`` or undone with ``rollback``. Keys are cut by
 length; a recurrent state cannot be cut, so a slot keeps the state at ``begin`` and the window's inputs, and replays the
 accepted ones step by step: exactly the arithmetic of plain decoding.
 """
@@ -254,7 +254,7 @@ class Cache:
         """Read what :meth:`save` wrote."""
         try:
             with safe_open(path, framework="pt", device=str(device)) as file:
-                tensors = {name: file.get_tensor(name) for name in file}
+                tensors = {name: file.get_tensor(name) for name in list(file.keys())}
                 layers = int((file.metadata() or {})["layers"])
         except Exception as error:
             raise CacheError(f"{path} is not a saved cache: {error}") from None

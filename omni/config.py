@@ -176,7 +176,7 @@ class MoEConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TimeConfig:
-    """How a denoiser learns the noise level: ``"input"`` adds an embedding to noisy tokens, ``"adaln"`` modulates layers."""
+    """How a denoiser learns the noise level: ``"input"`` adds to its noisy tokens, ``"adaln"`` modulates its layers."""
 
     mode: str  # "input" (Cosmos 3) or "adaln" (TwoTower, adaLN-single)
     n_frequencies: int = 128  # sinusoid of width 2 * n_frequencies

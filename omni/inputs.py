@@ -8,7 +8,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Inputs:
-    """Rows may be padded on either side; ``mask`` tells. ``pixels`` holds the images in order of their placeholder runs.
+    """Rows may be padded on either side; ``mask`` tells. ``pixels`` holds the images in the order of their runs.
 
     A run of placeholder ids stands for one image: one id for each of its tokens.
     """

@@ -108,7 +108,7 @@ class Omni(nn.Module):
         return self.projector(pixel_shuffle(features, grid, self.config.vision.shuffle))
 
     def image_grid(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Rows and columns of tokens that an image of ``size`` (height, width) takes; known before anything is encoded."""
+        """Rows and columns of tokens that an image of ``size`` (height, width) takes, before anything is encoded."""
         if self.config.vision is None:
             raise ValueError("this model has no vision encoder")
         side = self.config.vision.token_pixels

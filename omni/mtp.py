@@ -4,8 +4,8 @@
     g = norm(blocks(f))                                         logits: the trunk's own head on g
     the next step takes g for the hidden and the guessed token for the token
 
-Source: Nemotron 3 Super and Ultra (``reference/language_family`` section 2.7). The hidden is the trunk's *after* its final
-norm, and g is recycled after the block's own.
+Source: Nemotron 3 Super and Ultra (``reference/language_family`` section 2.7). The hidden is the trunk's *after* its
+final norm, and g is recycled after the block's own.
 """
 
 from typing import Any

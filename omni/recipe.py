@@ -19,7 +19,7 @@ class ReadPlan:
     questions: int = 4
     talk: bool = True  # False: only name the glyphs under each patch
     weight: float = 1.0
-    glyph_weight: float = 1.0
+    glyph_weight: float = 1.0  # 0: the vision encoder stays as it is
     every: int = 1  # steps between batches of this kind
 
 

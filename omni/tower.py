@@ -40,8 +40,8 @@ class Block(nn.Module):
 class Tower(nn.Module):
     """(b, n, d) -> (b, n, d), normed.
 
-    As a context tower it is causal and extends ``cache``; as a denoiser tower it sees its whole block, is told the noise
-    level ``time`` and reads another tower's cache as ``context``.
+    As a context tower it is causal and extends ``cache``; as a denoiser tower it sees its whole block, is told the
+    noise level ``time`` and reads another tower's cache as ``context``.
     """
 
     def __init__(self, config: TowerConfig) -> None:

@@ -94,9 +94,10 @@ class OmniTraining(L.LightningModule):
 
     def read_losses(self, plan: ReadPlan, batch: ReadBatch) -> dict[str, tuple[float, Tensor]]:
         """Glyphs under patches and, unless the plan only names glyphs, next tokens of the answers."""
-        features = self.model.vision(batch.pixels)
+        with torch.set_grad_enabled(plan.glyph_weight > 0):
+            features = self.model.vision(batch.pixels)
         named = self.glyph_head(features).unflatten(-1, (GLYPH_SLOTS, GLYPH_CLASSES))
-        parts = {"glyph": (plan.glyph_weight, losses.glyphs(named, batch.glyphs))}
+        parts = {"glyph": (plan.glyph_weight, losses.glyphs(named, batch.glyphs))} if plan.glyph_weight else {}
         if batch.input_ids is None:
             return parts
         tokens = self.model.project(features, batch.pixels.shape[-2:])

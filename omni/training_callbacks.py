@@ -1,4 +1,4 @@
-"""What a training run shows and leaves behind: held-out probes with their controls, sample pictures, plots, the model."""
+"""What a training run shows and leaves behind: held-out probes and their controls, pictures, plots, the model."""
 
 import csv
 import json

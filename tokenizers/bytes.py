@@ -1,6 +1,7 @@
 """The built-in tokenizer: 256 bytes and a few special tokens, with the chat format of Nemotron 3.
 
-Chat ids are put together from special ids and plain bytes, so that nothing a user writes can become a special token.
+Chat ids are put together from special ids and plain bytes, so that nothing a user writes can become a special
+token.
 """
 
 import json
@@ -62,10 +63,10 @@ class ByteTokenizer:
         }
         self._names = {i: name for name, i in NAMED.items()}
 
-    # -- text ----------------------------------------------------------------------------------------------------------
+    # -- text ------------------------------------------------------------------------------------------------
 
     def encode(self, text: str, special: bool = False) -> list[int]:
-        """Ids of ``text``. With ``special`` the names of special tokens become their ids; otherwise they are text."""
+        """Ids of ``text``. With ``special``, names of special tokens become their ids; otherwise they are text."""
         if not special:
             return [FIRST_BYTE + b for b in text.encode("utf-8", errors="replace")]
         ids: list[int] = []
@@ -74,7 +75,7 @@ class ByteTokenizer:
         return ids
 
     def decode(self, ids: list[int], special: bool = False) -> str:
-        """Text of ``ids``; bytes that are not UTF-8 become U+FFFD. Special tokens are left out, or written by name."""
+        """Text of ``ids``; what is not UTF-8 becomes U+FFFD. Special tokens are left out, or written by name."""
         return self.decode_bytes(ids, special).decode("utf-8", errors="replace")
 
     def decode_bytes(self, ids: list[int], special: bool = False) -> bytes:
@@ -88,28 +89,22 @@ class ByteTokenizer:
             raise ValueError(f"token id {token} is outside the vocabulary of {VOCAB_SIZE}")
         return self._names.get(token, "").encode() if special else b""
 
-    # -- chat ----------------------------------------------------------------------------------------------------------
+    # -- chat ------------------------------------------------------------------------------------------------
 
     def render(self, messages: list[dict], add_generation_prompt: bool = True, **options: Any) -> str:
-        """The conversation as text, special tokens by name. For reading; :meth:`encode_chat` is what a model gets."""
+        """The conversation as text, special tokens by name. A model gets :meth:`encode_chat`."""
         pieces = self._chat(messages, add_generation_prompt, **options)
         return "".join(piece if isinstance(piece, str) else self._names[piece] for piece in pieces)
 
-    def encode_chat(
-        self, messages: list[dict], add_generation_prompt: bool = True, **options: Any
-    ) -> list[int]:
-        """Ids of the conversation; one ``<image>`` (``<video>``, ``<sound>``) id stands for each of its media.
+    def encode_chat(self, messages: list[dict], add_generation_prompt: bool = True, **options: Any) -> list[int]:
+        """Ids of the conversation; one ``<image>``, ``<video>`` or ``<sound>`` id stands for each of its media.
 
-        Options: ``thinking`` (bool, default off), ``tools`` (OpenAI function list), ``truncate_history_thinking`` (on).
+        Options: ``thinking`` (default off), ``tools`` (OpenAI function list), ``truncate_history_thinking`` (on).
         """
         ids: list[int] = []
         for piece in self._chat(messages, add_generation_prompt, **options):
             ids.extend(self._ids(piece))
         return ids
-
-    def opens_thinking(self, thinking: bool | None = None) -> bool:
-        """Whether the generation prompt ends inside an open ``<think>``."""
-        return bool(thinking)
 
     def _ids(self, piece: Piece) -> list[int]:
         return self.encode(piece) if isinstance(piece, str) else [piece]
@@ -127,9 +122,7 @@ class ByteTokenizer:
         yield from self._opening(turns, tools)
         for i, turn in enumerate(turns):
             if turn.role == "assistant":
-                yield from self._assistant(
-                    turn, keep_reasoning=i > last_user or not truncate_history_thinking
-                )
+                yield from self._assistant(turn, keep_reasoning=i > last_user or not truncate_history_thinking)
             elif turn.role == "tool":
                 yield from self._tool_result(
                     turn, first=_role(turns, i - 1) != "tool", last=_role(turns, i + 1) != "tool"
@@ -183,15 +176,13 @@ class ByteTokenizer:
         if last:
             yield from (NAMED["<|im_end|>"], "\n")
 
-    # -- file ----------------------------------------------------------------------------------------------------------
+    # -- file ------------------------------------------------------------------------------------------------
 
     def save(self, folder: str | Path) -> Path:
         """Write ``omni_tokenizer.json`` into ``folder``."""
         path = Path(folder) / FILE_NAME
         beside = path.with_name(f".{FILE_NAME}.{os.getpid()}")
-        beside.write_text(
-            json.dumps({"type": self.kind, "vocab_size": VOCAB_SIZE, "special": NAMED}, indent=1) + "\n"
-        )
+        beside.write_text(json.dumps({"type": self.kind, "vocab_size": VOCAB_SIZE, "special": NAMED}, indent=1) + "\n")
         beside.replace(path)
         return path
 

@@ -78,9 +78,7 @@ def read_content(content: Any, index: int) -> tuple[str | Media, ...]:
     if isinstance(content, str):
         return (content,)
     if not isinstance(content, (list, tuple)):
-        raise MessageError(
-            f"the content of message {index} must be a string or a list of parts, not {_brief(content)}"
-        )
+        raise MessageError(f"the content of message {index} must be a string or a list of parts, not {_brief(content)}")
     return tuple(_read_part(part, index) for part in content)
 
 
@@ -114,9 +112,7 @@ def _read_call(call: Any, index: int) -> ToolCall:
         try:
             arguments = json.loads(arguments)
         except json.JSONDecodeError as error:
-            raise MessageError(
-                f"message {index}: the arguments of {function['name']} are not JSON: {error}"
-            ) from None
+            raise MessageError(f"message {index}: the arguments of {function['name']} are not JSON: {error}") from None
     if not isinstance(arguments, dict):
         raise MessageError(
             f"message {index}: the arguments of {function['name']} must be an object, not {_brief(arguments)}"

@@ -19,9 +19,7 @@ def tools_text(tools: list[dict[str, Any]]) -> str:
 
 def call_text(call: ToolCall) -> str:
     """``<function=...>`` block of a call, without the ``<tool_call>`` around it."""
-    parameters = [
-        f"<parameter={name}>\n{_plain(value)}\n</parameter>" for name, value in call.arguments.items()
-    ]
+    parameters = [f"<parameter={name}>\n{_plain(value)}\n</parameter>" for name, value in call.arguments.items()]
     return "\n".join([f"<function={call.name}>", *parameters, "</function>"])
 
 

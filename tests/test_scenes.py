@@ -89,15 +89,11 @@ def test_captions_are_short_ascii_and_say_what_is_requested():
             plural = want.shape + ("es" if want.shape == "cross" else "s")
             assert (plural if want.count > 1 else want.shape) in words
         assert sum(word in COLORS for word in words) == sum(want.color is not None for want in request.wants)
-        assert [word for word in words if word in OPPOSITE] == [request.relation] * (
-            request.relation is not None
-        )
+        assert [word for word in words if word in OPPOSITE] == [request.relation] * (request.relation is not None)
         assert [word for word in words if word in ("white", "black", "gray")] == (
             [request.background] if request.background else []
         )
-        assert {word for word in words if word in ("small", "large")} == {w.size for w in request.wants} - {
-            None
-        }
+        assert {word for word in words if word in ("small", "large")} == {w.size for w in request.wants} - {None}
 
 
 def test_unnamed_backgrounds_are_white():
@@ -177,6 +173,16 @@ def test_a_thing_of_two_colors_has_none():
     image = render([Thing("square", "red", "", 32, 32, 10)], "white")
     image[:, 32:][(image[:, 32:] != 255).any(-1)] = COLORS["blue"]
     assert [thing.color for thing in detect(image).things] == ["unknown"]
+
+
+def test_pictures_of_no_scene_are_refused_without_error():
+    noise = np.random.default_rng(0)
+    gray = np.full((64, 64, 3), 128, np.uint8)
+    stripes = gray.copy()
+    stripes[20:40, 20:30], stripes[20:40, 30:40] = 0, 255  # its median is the background
+    pictures = [noise.integers(0, 256, (64, 64, 3)).astype(np.uint8), gray, stripes, np.zeros((64, 96, 3), np.uint8)]
+    for picture in pictures:
+        assert not any(check(picture, sample_prompt(seed)[1]) for seed in range(20))
 
 
 def test_training_never_shows_held_out_pairs():

@@ -15,15 +15,18 @@ Lengths are in pixels, x to the right and y down; a canvas of `size` pixels is t
 """
 
 import math
-import random
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cache
+from random import Random
 
 import numpy as np
 from scipy import ndimage
 
 from omni.data import TRAIN_SEEDS
+
+Place = tuple[float, float]  # x, y
 
 CATEGORIES = ("single_object", "two_objects", "counting", "colors", "position", "color_attribution")
 SHAPES = ("circle", "square", "triangle", "cross", "ring")
@@ -138,7 +141,7 @@ class Detection:
     things: list[Found]
 
 
-def _known(what, value, allowed):
+def _known(what: str, value: str | None, allowed: Iterable[str | None]) -> None:
     if value not in allowed:
         raise ValueError(f"{what} is {value!r}, must be one of {', '.join(map(str, allowed))}")
 
@@ -175,7 +178,7 @@ def is_held_out(request: Request) -> bool:
 
 
 @cache
-def _held_out_pair(first, second):
+def _held_out_pair(first: tuple[str, str], second: tuple[str, str]) -> bool:
     if first[0] == second[0]:
         return False  # only things to be counted share a shape
     # A checksum, not Python's hash: the split must be the same in every process. Order does not matter.
@@ -183,19 +186,19 @@ def _held_out_pair(first, second):
     return zlib.crc32(key.encode()) % 10 == 0
 
 
-def _draw_prompt(seed, category):
+def _draw_prompt(seed: int, category: str | None) -> tuple[str, Request, str, Random]:
     if seed < 0:
         raise ValueError(f"seed is {seed}, must not be negative")
     _known("category", category, (None, *CATEGORIES))
-    category = category or random.Random(seed).choice(CATEGORIES)
-    rng = random.Random(f"{seed} {category}")  # the categories of one seed share nothing
+    category = category or Random(seed).choice(CATEGORIES)
+    rng = Random(f"{seed} {category}")  # the categories of one seed share nothing
     while True:
         request = _draw_request(rng, category)
         if not (seed in TRAIN_SEEDS and is_held_out(request)):
             return _caption(rng, request), request, category, rng
 
 
-def _draw_request(rng, category):
+def _draw_request(rng: Random, category: str) -> Request:
     first, second = rng.sample(SHAPES, 2)
     tint, other = rng.sample(tuple(COLORS), 2)
     background = rng.choice(tuple(BACKGROUNDS)) if rng.random() < 0.3 else None
@@ -218,7 +221,7 @@ def _draw_request(rng, category):
     return Request(wants, relation, background)
 
 
-def _caption(rng, request):
+def _caption(rng: Random, request: Request) -> str:
     text = _noun(rng, request.wants[0])
     if len(request.wants) == 2:
         text += f" {_link(rng, request.relation)} {_noun(rng, request.wants[1])}"
@@ -229,7 +232,7 @@ def _caption(rng, request):
     return opening + text if len(opening + text) <= MAX_CAPTION else text
 
 
-def _noun(rng, want):
+def _noun(rng: Random, want: Want) -> str:
     words = " ".join(word for word in (want.size, want.color, want.shape) if word)
     if want.count == 1:
         return ("an " if words[0] in "aeiou" else "a ") + words
@@ -237,7 +240,7 @@ def _noun(rng, want):
     return f"{number} {words}{'es' if words.endswith('s') else 's'}"
 
 
-def _link(rng, relation):
+def _link(rng: Random, relation: str | None) -> str:
     if relation is None:
         return "and"
     if relation in ("left", "right"):
@@ -249,7 +252,7 @@ def _link(rng, relation):
 # pictures
 
 
-def _draw_things(rng, request, training):
+def _draw_things(rng: Random, request: Request, training: bool) -> list[Thing]:
     """Choose what the request leaves open, on the 64-pixel canvas."""
     kinds = _draw_kinds(rng, request.wants)
     # A free colour must not bring a held-out pair into a training picture by the back door.
@@ -267,7 +270,7 @@ def _draw_things(rng, request, training):
         attempt += 1
 
 
-def _draw_kinds(rng, wants):
+def _draw_kinds(rng: Random, wants: Iterable[Want]) -> list[tuple[str, str, str | None]]:
     kinds = []
     for want in wants:
         color = want.color or rng.choice(tuple(COLORS))
@@ -275,12 +278,12 @@ def _draw_kinds(rng, wants):
     return kinds
 
 
-def _draw_radius(rng, size, things, shrink):
+def _draw_radius(rng: Random, size: str | None, things: int, shrink: float) -> float:
     low, high = SIZES[size] if size else FREE_RADIUS[things]
     return max(low, rng.uniform(low, high) * shrink)
 
 
-def _draw_places(rng, relation, reaches, radii):
+def _draw_places(rng: Random, relation: str | None, reaches: list[float], radii: list[float]) -> list[Place] | None:
     """Centres that keep the things apart and inside the canvas and fulfil the relation, or None."""
     places = []
     for reach, radius in zip(reaches, radii, strict=True):
@@ -300,14 +303,14 @@ def _draw_places(rng, relation, reaches, radii):
     return None if relation and _alignment(relation, places[0], places[1]) < 0.8 else places
 
 
-def _alignment(relation, place, origin):
+def _alignment(relation: str, place: Place, origin: Place) -> float:
     """Cosine between the relation's direction and the way from `origin` to `place`."""
     dx, dy = place[0] - origin[0], place[1] - origin[1]
     ux, uy = RELATIONS[relation]
     return (dx * ux + dy * uy) / (math.hypot(dx, dy) or 1.0)
 
 
-def render(things, background: str, size: int = CANVAS) -> np.ndarray:
+def render(things: Iterable[Thing], background: str, size: int = CANVAS) -> np.ndarray:
     """Draw things (pixels of this canvas) on a plain background, anti-aliased: (size, size, 3) uint8."""
     canvas = np.empty((size, size, 3), np.float32)
     canvas[:] = BACKGROUNDS[background]
@@ -329,7 +332,7 @@ def coverage(shape: str, x: float, y: float, radius: float, extent: tuple[int, i
     return np.minimum(np.maximum(0.5 - _distance(shape, dx, dy, radius), 0), 1)
 
 
-def _distance(shape, dx, dy, radius):
+def _distance(shape: str, dx: np.ndarray, dy: np.ndarray, radius: float) -> np.ndarray:
     """Distance to the outline along the nearest face, negative inside; exact but for outer corners."""
     if shape == "circle":
         return np.sqrt(dx * dx + dy * dy) - radius
@@ -354,9 +357,7 @@ def detect(image: np.ndarray) -> Detection:
     strong pixels and the shape whose template, at the component's centroid and area, overlaps it best.
     """
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or min(image.shape[:2]) < 16:
-        raise ValueError(
-            f"a picture is (h, w, 3) uint8, h and w at least 16; got {image.shape} {image.dtype}"
-        )
+        raise ValueError(f"a picture is (h, w, 3) uint8, h and w at least 16; got {image.shape} {image.dtype}")
     pixels = image.astype(np.float32)
     ground = np.median(np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]]), axis=0)
     contrast = np.linalg.norm(pixels - ground, axis=-1)
@@ -364,31 +365,27 @@ def detect(image: np.ndarray) -> Detection:
     smallest = SPECK * (min(image.shape[:2]) / CANVAS) ** 2
     areas = np.bincount(labels.ravel())
     things = [
-        _identify(pixels, ground, contrast, labels, index, box)
+        _identify(pixels, ground, labels, index, box)
         for index, box in enumerate(ndimage.find_objects(labels), start=1)
         if areas[index] >= smallest
     ]
     return Detection(_nearest(ground, BACKGROUNDS), things)
 
 
-def _nearest(color, palette):
+def _nearest(color: np.ndarray, palette: dict[str, tuple[int, int, int]]) -> str:
     distances = {name: float(np.linalg.norm(color - np.asarray(value))) for name, value in palette.items()}
     name = min(distances, key=distances.get)
     return name if distances[name] <= COLOR_TOLERANCE else "unknown"
 
 
-def _identify(pixels, ground, contrast, labels, index, box):
+def _identify(
+    pixels: np.ndarray, ground: np.ndarray, labels: np.ndarray, index: int, box: tuple[slice, slice]
+) -> Found:
     rows, cols = (slice(max(0, side.start - 2), side.stop + 2) for side in box)
-    pixels, contrast, labels = pixels[rows, cols], contrast[rows, cols], labels[rows, cols]
-    strength = contrast[labels == index]
-    strong = pixels[labels == index][strength >= 0.7 * np.percentile(strength, 90)]
-    tint = np.median(strong, axis=0)
-    agree = np.mean(np.linalg.norm(strong - tint, axis=-1) < COLOR_TOLERANCE)
-    color = _nearest(tint, COLORS) if agree > 0.75 else "unknown"  # a thing of two colours has none
-
-    # How much of each pixel is the thing: its place on the line from the background's colour to the thing's.
-    cover = (pixels - ground) @ (tint - ground) / np.sum((tint - ground) ** 2)
-    cover = np.clip(1.3 * (cover - 0.5) + 0.5, 0, 1)  # a little contrast, against noise and blur
+    offset, labels = pixels[rows, cols] - ground, labels[rows, cols]
+    tint = _tint(offset[labels == index])
+    color = "unknown" if tint is None else _nearest(ground + tint, COLORS)
+    cover = (labels == index).astype(np.float32) if tint is None else _cover(offset, tint)
     cover[(labels != index) & (labels != 0)] = 0
     area = float(cover.sum())
     x = float((cover.sum(0) @ (np.arange(cover.shape[1]) + 0.5)) / area)
@@ -399,7 +396,22 @@ def _identify(pixels, ground, contrast, labels, index, box):
     return Found(shape, color, x + cols.start, y + rows.start, area, math.sqrt(area / AREA[best]))
 
 
-def _overlap(cover, shape, x, y, radius):
+def _tint(offsets: np.ndarray) -> np.ndarray | None:
+    """The one colour, as a difference from the background, of a component's (n, 3) pixels; None if of several."""
+    contrast = np.linalg.norm(offsets, axis=-1)
+    strong = offsets[contrast >= 0.7 * np.percentile(contrast, 90)]  # without the soft rim
+    tint = np.median(strong, axis=0)
+    agree = np.mean(np.linalg.norm(strong - tint, axis=-1) < COLOR_TOLERANCE)
+    return tint if agree > 0.75 and np.linalg.norm(tint) > FOREGROUND / 2 else None
+
+
+def _cover(offset: np.ndarray, tint: np.ndarray) -> np.ndarray:
+    """How much of each pixel is the thing: its place on the line from the background's colour to the thing's."""
+    cover = offset @ tint / np.sum(tint**2)
+    return np.clip(1.3 * (cover - 0.5) + 0.5, 0, 1)  # a little contrast, against noise and blur
+
+
+def _overlap(cover: np.ndarray, shape: str, x: float, y: float, radius: float) -> float:
     template = coverage(shape, x, y, radius, cover.shape)
     return float(np.minimum(cover, template).sum() / np.maximum(cover, template).sum())
 
@@ -421,7 +433,7 @@ def check(image: np.ndarray, request: Request) -> bool:
     return _alignment(request.relation, (first.x, first.y), (second.x, second.y)) > 0.5
 
 
-def _fits(thing, want, unit):
+def _fits(thing: Found, want: Want, unit: float) -> bool:
     if thing.shape != want.shape or want.color not in (None, thing.color):
         return False
     return want.size is None or (thing.radius < SIZE_LIMIT * unit) == (want.size == "small")

@@ -88,12 +88,8 @@ def build_parser() -> Parser:
 def _common() -> Parser:
     common = Parser(add_help=False)
     options = common.add_argument_group("common options")
-    options.add_argument(
-        "--model", default="tiny", help="shipped name, local folder or hub id (default: tiny)"
-    )
-    options.add_argument(
-        "--seed", type=whole(0, 2**63 - 1), default=0, help="makes the run repeatable (default: 0)"
-    )
+    options.add_argument("--model", default="tiny", help="shipped name, local folder or hub id (default: tiny)")
+    options.add_argument("--seed", type=whole(0, 2**63 - 1), default=0, help="makes the run repeatable (default: 0)")
     options.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: auto)")
     options.add_argument("--json", action="store_true", help="print one JSON document")
     options.add_argument("--debug", action="store_true", help="show the traceback of an error")
@@ -141,9 +137,7 @@ def _ask_arguments(parser: Parser) -> None:
     parser.add_argument("questions", metavar="QUESTION", nargs="*", help="one or more questions")
     parser.add_argument("--page", type=whole(1, 200), help="look only at this page (default: all)")
     parser.add_argument("--transcribe", action="store_true", help="print the text of the document instead")
-    parser.add_argument(
-        "--max-new-tokens", type=whole(1, 4096), default=None, help="longest answer, in tokens"
-    )
+    parser.add_argument("--max-new-tokens", type=whole(1, 4096), default=None, help="longest answer, in tokens")
 
 
 def _ask(args: Arguments) -> Any:
@@ -174,19 +168,13 @@ def _print(args: Arguments, text: str) -> None:
 
 
 def _chat_arguments(parser: Parser) -> None:
-    parser.add_argument(
-        "message", metavar="MESSAGE", nargs="*", help="say this and stop (default: a conversation)"
-    )
+    parser.add_argument("message", metavar="MESSAGE", nargs="*", help="say this and stop (default: a conversation)")
     parser.add_argument("--image", action="append", default=[], metavar="FILE", help="show a picture first")
     parser.add_argument("--system", help="system message")
     parser.add_argument("--max-new-tokens", type=whole(1, 1 << 20), default=256, help="(default: 256)")
-    parser.add_argument(
-        "--temperature", type=number(0, 10), help="0 is greedy (default: the checkpoint's own)"
-    )
+    parser.add_argument("--temperature", type=number(0, 10), help="0 is greedy (default: the checkpoint's own)")
     parser.add_argument("--top-p", type=number(0, 1), help="(default: the checkpoint's own)")
-    parser.add_argument(
-        "--thinking", action=argparse.BooleanOptionalAction, help="let the model reason first"
-    )
+    parser.add_argument("--thinking", action=argparse.BooleanOptionalAction, help="let the model reason first")
 
 
 def _chat(args: Arguments) -> Any:
@@ -219,17 +207,13 @@ def _chat(args: Arguments) -> Any:
 
 def _draw_arguments(parser: Parser) -> None:
     parser.add_argument("prompt", metavar="PROMPT", help="what to draw")
-    parser.add_argument(
-        "-o", "--out", type=Path, default=Path("out.png"), help="PNG to write (default: out.png)"
-    )
+    parser.add_argument("-o", "--out", type=Path, default=Path("out.png"), help="PNG to write (default: out.png)")
     parser.add_argument("--steps", type=whole(1, 1000), help="denoising steps (default: the model's)")
     parser.add_argument("--guidance", type=number(0, 100), help="1 is none (default: the model's)")
     parser.add_argument("--negative", metavar="PROMPT", help="what to keep away from")
     parser.add_argument("--height", type=whole(1, 8192), help="pixels (default: the model's)")
     parser.add_argument("--width", type=whole(1, 8192), help="pixels (default: the model's)")
-    parser.add_argument(
-        "--count", type=whole(1, 64), default=1, help="pictures; one more file shows all of them"
-    )
+    parser.add_argument("--count", type=whole(1, 64), default=1, help="pictures; one more file shows all of them")
 
 
 def _draw(args: Arguments) -> Any:
@@ -263,14 +247,10 @@ def _numbered(path: Path, number: int) -> Path:
 
 
 def _train_arguments(parser: Parser) -> None:
-    parser.add_argument(
-        "recipe", metavar="RECIPE", type=Path, help="YAML file, such as assets/recipes/tiny.yaml"
-    )
+    parser.add_argument("recipe", metavar="RECIPE", type=Path, help="YAML file, such as assets/recipes/tiny.yaml")
     parser.add_argument("overrides", metavar="KEY=VALUE", nargs="*", help="fields of the recipe to change")
     parser.add_argument("--preset", help="a section of the recipe's presets")
-    parser.add_argument(
-        "--out", type=Path, default=Path("runs/tiny"), help="folder of the run (default: runs/tiny)"
-    )
+    parser.add_argument("--out", type=Path, default=Path("runs/tiny"), help="folder of the run (default: runs/tiny)")
     parser.add_argument("--init", type=Path, metavar="CKPT", help="start from another run's weights")
     parser.add_argument("--fresh", action="store_true", help="start over, even if the run can be resumed")
 
@@ -284,6 +264,9 @@ def _train(args: Arguments) -> Any:
         if not (equals and name):
             raise UsageError(f"{item!r} is not KEY=VALUE")
         overrides[name] = yaml.safe_load(value)
+    from omni.recipe import load_recipe
+
+    load_recipe(args.recipe, args.preset, overrides)  # a bad recipe is refused before anything heavy is imported
     from omni.training import train
 
     folder = train(
@@ -333,13 +316,9 @@ def _bench(args: Arguments) -> Any:
 
 
 def _info_arguments(parser: Parser) -> None:
-    parser.add_argument(
-        "name", metavar="MODEL", nargs="?", help="preset, local folder or hub id (default: --model)"
-    )
+    parser.add_argument("name", metavar="MODEL", nargs="?", help="preset, local folder or hub id (default: --model)")
     parser.add_argument("--memory", action="store_true", help="estimate the memory of weights and cache")
-    parser.add_argument(
-        "--context", type=whole(1, 1 << 40), default=4096, help="tokens a row (default: 4096)"
-    )
+    parser.add_argument("--context", type=whole(1, 1 << 40), default=4096, help="tokens a row (default: 4096)")
     parser.add_argument("--batch", type=whole(1, 1 << 20), default=1, help="rows (default: 1)")
     parser.add_argument("--dtype", default="bfloat16", help="of weights and cache (default: bfloat16)")
 
@@ -353,14 +332,16 @@ def _info(args: Arguments) -> Any:
 
 
 def _convert_arguments(parser: Parser) -> None:
-    parser.add_argument("source", metavar="SRC", help="local folder or hub id")
-    parser.add_argument("target", metavar="DST", type=Path, help="folder to write; it must not exist")
+    parser.add_argument("source", metavar="SRC", help="shipped name, local folder or hub id")
+    parser.add_argument("target", metavar="DST", type=Path, help="folder to write")
+    parser.add_argument("--family", help="layout to write: omni, nemotron_h ... (default: the source's own)")
+    parser.add_argument("--dtype", default="auto", help="float32, bfloat16 ... (default: auto, the source's own)")
 
 
 def _convert(args: Arguments) -> Any:
     from omni.families.convert import convert
 
-    folder = convert(args.source, args.target)
+    folder = convert(args.source, args.target, family=args.family, dtype=args.dtype)
     _print(args, str(folder))
     return {"model": str(folder)}
 
@@ -373,7 +354,5 @@ COMMANDS = {
     "eval": Command("measure a model on a task", _eval_arguments, _eval),
     "bench": Command("measure speed beside the reference implementation", _bench_arguments, _bench),
     "info": Command("parts, parameters and memory of a model", _info_arguments, _info),
-    "convert": Command(
-        "rewrite a published checkpoint in this project's layout", _convert_arguments, _convert
-    ),
+    "convert": Command("write a checkpoint in another layout or type", _convert_arguments, _convert),
 }

@@ -37,7 +37,6 @@ LEVELS = {
     "omni.mtp": 5,
     "omni.checkpoint": 5,
     "omni.families": 6,
-    "omni.convert": 7,
     "omni.pipelines": 7,
     "omni.data": 7,
     "omni.bench": 8,

@@ -31,6 +31,10 @@ class Router(nn.Module):
         self.balance: list[Tensor] = []  # one loss per training call since the last step
         nn.init.normal_(self.weight, std=d_model**-0.5)
 
+    def reset_buffers(self, device: torch.device) -> None:
+        """Make what a checkpoint does not hold: called after a model built on the meta device was filled."""
+        self.load = torch.zeros(self.config.n_experts, dtype=torch.float32, device=device)
+
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         c = self.config
         scores = F.linear(x.to(wide(x.dtype)), self.weight.to(wide(x.dtype))).sigmoid()  # (t, e)

@@ -1,0 +1,22 @@
+"""Where the files that ship with the library lie: ``assets/`` of a checkout, ``omni/_data`` of an installed wheel."""
+
+from pathlib import Path
+
+
+def find_assets() -> Path:
+    """The folder of shipped files."""
+    package = Path(__file__).resolve().parent
+    checkout = package.parent / "assets"
+    if (package.parent / "pyproject.toml").exists() and checkout.is_dir():
+        return checkout
+    installed = package / "_data"
+    if installed.is_dir():
+        return installed
+    raise FileNotFoundError(
+        f"the shipped files are neither in {checkout} nor in {installed}: the installation is broken"
+    )
+
+
+def tiny() -> Path:
+    """The folder of the shipped checkpoint."""
+    return find_assets() / "tiny"

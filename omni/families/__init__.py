@@ -1,0 +1,260 @@
+"""Checkpoint families: which published layout a folder has, and how it becomes a model and a folder again.
+
+A family is one file of this package with a ``FAMILY`` (:class:`omni.families.base.Family`). Nothing else changes when
+one is added.
+"""
+
+import difflib
+import importlib
+import os
+import pkgutil
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from omni.checkpoint import CheckpointError, find_tensors, inside, load_weights
+from omni.checkpoint import save as write
+from omni.config import ConfigError, OmniConfig, replace
+from omni.families.base import Family, Preset
+from omni.families.locate import ModelNotFound, find_folder
+from omni.model import Omni
+from omni.tensorfile import Entry, read_json, write_json
+
+DTYPES = {
+    "float32": torch.float32,
+    "fp32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "bf16": torch.bfloat16,
+    "float16": torch.float16,
+    "fp16": torch.float16,
+    "float64": torch.float64,
+}
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+SPECIAL = {"bos_token_id": "bos", "eos_token_id": "eos", "pad_token_id": "pad"}
+SAMPLING = ("temperature", "top_p", "top_k")
+
+
+@cache
+def _modules() -> list[ModuleType]:
+    return [importlib.import_module(f"{__name__}.{m.name}") for m in pkgutil.iter_modules(__path__)]
+
+
+@cache
+def families() -> dict[str, Family]:
+    """Every family by name."""
+    found = [module.FAMILY for module in _modules() if hasattr(module, "FAMILY")]
+    return {family.name: family for family in found}
+
+
+@cache
+def presets() -> dict[str, Preset]:
+    """Every preset by name. A bare configuration in a module's ``PRESETS`` has shipped weights."""
+    found = [item for module in _modules() for item in getattr(module, "PRESETS", {}).items()]
+    return {name: p if isinstance(p, Preset) else Preset(p, "tiny") for name, p in found}
+
+
+def preset(name: str) -> OmniConfig:
+    """The configuration of a preset; ConfigError with close names otherwise."""
+    if name not in presets():
+        raise ConfigError(f"unknown preset {name!r}{_close(name, presets()) or f'; known: {sorted(presets())}'}")
+    return presets()[name].config
+
+
+def find_preset(name: str) -> Preset | None:
+    """A preset by its name or by the repository of its weights; None when there is none."""
+    by_repo = {p.weights.lower(): p for p in presets().values() if "/" in p.weights}
+    return presets().get(name) or by_repo.get(name.lower())
+
+
+def _close(name: str, known: Iterable[str]) -> str:
+    """ ". Did you mean ...?" or nothing."""
+    close = difflib.get_close_matches(name.lower(), list(known), 3, 0.6)
+    return f". Did you mean {' or '.join(close)}?" if close else ""
+
+
+def family_of(plain: dict[str, Any], where: str) -> Family:
+    """The family that a configuration belongs to."""
+    found = [family for family in families().values() if family.matches(plain)]
+    if len(found) == 1:
+        return found[0]
+    kind = (
+        f"model_type {plain.get('model_type', plain.get('_class_name'))!r}, architectures {plain.get('architectures')}"
+    )
+    if found:
+        raise CheckpointError(f"{where}: {kind} is claimed by {[f.name for f in found]}")
+    raise CheckpointError(f"{where}: {kind} belongs to no known family; known: {', '.join(sorted(families()))}")
+
+
+def read_folder(folder: Path) -> tuple[Family, OmniConfig]:
+    """Family and configuration of a checkpoint folder, with the defaults of its generation_config.json."""
+    plain = _read_plain(folder)
+    if plain.get("quantization_config") or (folder / "hf_quant_config.json").exists():
+        method = (plain.get("quantization_config") or {}).get("quant_algo", "see hf_quant_config.json")
+        raise CheckpointError(f"{folder} is quantised ({method}); load the BF16 checkpoint of the same model")
+    family = family_of(plain, str(folder))
+    config = family.to_config(plain)
+    generation = folder / "generation_config.json"
+    return family, _with_defaults(config, read_json(generation)) if generation.exists() else config
+
+
+def _read_plain(folder: Path) -> dict[str, Any]:
+    """config.json; or model_index.json with the components' own configurations under ``parts``."""
+    if (folder / "config.json").exists() or not (folder / "model_index.json").exists():
+        return read_json(folder / "config.json")
+    plain = read_json(folder / "model_index.json")
+    configs = sorted(folder.glob("*/config.json"))
+    return {**plain, "parts": {path.parent.name: read_json(path) for path in configs}}
+
+
+def _with_defaults(config: OmniConfig, generation: dict[str, Any]) -> OmniConfig:
+    """Token ids and sampling of generation_config.json win over those of config.json."""
+    special = {ours: generation[key] for key, ours in SPECIAL.items() if generation.get(key) is not None}
+    sampling = {key: generation[key] for key in SAMPLING if isinstance(generation.get(key), (int, float))}
+    if generation.get("do_sample") is False:
+        sampling = {"temperature": 0.0}
+    return replace(
+        config,
+        special_tokens={**config.special_tokens, **special},
+        sampling={**config.sampling, **sampling},
+    )
+
+
+def find_config(name_or_path: str | os.PathLike) -> OmniConfig:
+    """The configuration of a preset, a folder or a hub id, without its weights."""
+    known = find_preset(str(name_or_path))
+    return known.config if known else read_folder(find_folder(name_or_path))[1]
+
+
+def load(name_or_path: str | os.PathLike, device: str = "auto", dtype: Any = "auto") -> Omni:
+    """Load a model with its weights and, where the folder has one, its tokenizer.
+
+    Args:
+        name_or_path: ``"tiny"`` (shipped), a local folder, or a hub id ``OWNER/NAME[@REVISION]``.
+        device: ``"auto"`` is the GPU where there is one.
+        dtype: ``"auto"`` keeps the types of the file; otherwise a torch dtype or its name.
+
+    Raises:
+        CheckpointError, ConfigError (both ValueError): one message that says what is wrong, before memory is taken.
+    """
+    folder = _folder_with_weights(name_or_path)
+    family, config = read_folder(folder)
+    entries = find_parts(folder, family)
+    with torch.device("meta"):
+        model = Omni(config)
+    load_weights(
+        model,
+        entries,
+        family.rules(config),
+        device=pick_device(device),
+        dtype=pick_dtype(dtype),
+        where=str(name_or_path),
+    )
+    model.tokenizer = _tokenizer(folder)
+    return model.eval()
+
+
+def _folder_with_weights(name_or_path: str | os.PathLike) -> Path:
+    """The folder, or an error that knows the presets."""
+    name = str(name_or_path)
+    known = presets().get(name)
+    if known and not Path(name).is_dir():
+        raise ModelNotFound(f"{name} is a preset: sizes without weights. Load {known.weights!r} for its weights")
+    try:
+        return find_folder(name_or_path)
+    except ModelNotFound as error:
+        names = ["tiny", *presets(), *(p.weights for p in presets().values())]
+        raise ModelNotFound(f"{error}{_close(name, names)}") from None
+
+
+def find_parts(folder: Path, family: Family) -> dict[str, Entry]:
+    """Tensors of all components of a folder, under the family's prefixes."""
+    entries: dict[str, Entry] = {}
+    for part, prefix in family.parts.items():
+        place = inside(folder, part) if part else folder
+        entries.update({prefix + name: entry for name, entry in find_tensors(place).items()})
+    return entries
+
+
+def pick_device(device: str | torch.device) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"unknown device {device!r}: {str(error).splitlines()[0]}") from None
+    if found.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device {device!r} was asked for; this machine has no CUDA device")
+    return found
+
+
+def pick_dtype(dtype: Any) -> torch.dtype | None:
+    """None for ``"auto"``."""
+    if dtype is None or dtype == "auto":
+        return None
+    found = dtype if isinstance(dtype, torch.dtype) else DTYPES.get(str(dtype))
+    if found not in DTYPES.values():
+        raise ValueError(f"unknown dtype {dtype!r}; known: auto, {', '.join(DTYPES)}")
+    return found
+
+
+def _tokenizer(folder: Path) -> Any:
+    if not any((folder / name).exists() for name in TOKENIZER_FILES):
+        return None
+    from omni.tokenizers.text import load_tokenizer
+
+    return load_tokenizer(folder)
+
+
+def save(
+    model: Omni,
+    folder: str | os.PathLike,
+    *,
+    family: str = "omni",
+    dtype: Any = "auto",
+    shard_bytes: int = 5 * 10**9,
+) -> None:
+    """Write ``model`` in a family's layout: config.json, generation_config.json, and safetensors under its names."""
+    if family not in families():
+        raise ConfigError(f"unknown family {family!r}; known: {', '.join(sorted(families()))}")
+    chosen, folder, wanted = families()[family], Path(folder), pick_dtype(dtype)
+    plain = chosen.from_config(model.config)
+    folder.mkdir(parents=True, exist_ok=True)
+    if family != "omni":
+        plain["dtype"] = str(wanted or model.dtype).removeprefix("torch.")
+        write_json(folder / "generation_config.json", _generation(model.config))
+    write(
+        model,
+        folder,
+        rules=chosen.rules(model.config),
+        plain=plain,
+        dtype=wanted,
+        shard_bytes=shard_bytes,
+    )
+
+
+def _generation(config: OmniConfig) -> dict[str, Any]:
+    """generation_config.json as transformers reads it."""
+    special = {key: config.special_tokens[ours] for key, ours in SPECIAL.items() if ours in config.special_tokens}
+    greedy = config.sampling.get("temperature") == 0
+    sampling = {"do_sample": False} if greedy else {"do_sample": True, **config.sampling} if config.sampling else {}
+    return {**special, **sampling}
+
+
+__all__ = [
+    "CheckpointError",
+    "Family",
+    "ModelNotFound",
+    "Preset",
+    "families",
+    "find_config",
+    "find_preset",
+    "load",
+    "preset",
+    "presets",
+    "read_folder",
+    "save",
+]

@@ -1,0 +1,29 @@
+"""What a family of published checkpoints consists of."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from omni.config import OmniConfig
+from omni.rules import Rule
+
+
+@dataclass(frozen=True)
+class Preset:
+    """The sizes of one published checkpoint; ``weights`` is what ``omni.load`` takes to get them."""
+
+    config: OmniConfig
+    weights: str
+
+
+@dataclass(frozen=True)
+class Family:
+    """One way of writing a system to disk."""
+
+    name: str
+    matches: Callable[[dict[str, Any]], bool]  # is this config.json (or model_index.json) one of mine?
+    to_config: Callable[[dict[str, Any]], OmniConfig]  # ConfigError where it cannot be honoured
+    from_config: Callable[[OmniConfig], dict[str, Any]]  # ConfigError where this layout cannot express it
+    rules: Callable[[OmniConfig], tuple[Rule, ...]]
+    parts: Mapping[str, str] = field(default_factory=lambda: {"": ""})
+    """Sub-folder -> prefix of the names of its tensors, for layouts that keep one folder for each component."""

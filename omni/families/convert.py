@@ -1,0 +1,44 @@
+"""From one layout to another: read with one family's table, written with another's."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from omni.families import TOKENIZER_FILES, CheckpointError, load, read_folder, save
+from omni.families.locate import find_folder
+
+COPIED = (
+    *TOKENIZER_FILES,
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "vocab.json",
+)
+
+
+def convert(
+    source: str | os.PathLike,
+    target: str | os.PathLike,
+    *,
+    family: str | None = None,
+    dtype: Any = "auto",
+    shard_bytes: int = 5 * 10**9,
+) -> Path:
+    """Write the checkpoint ``source`` to the folder ``target``; returns it.
+
+    ``family`` None keeps the source's layout (``dtype`` or the shards change); ``"omni"`` is our own;
+    ``"nemotron_h"`` is what transformers and vLLM load. The tokenizer's files go along.
+    """
+    found = find_folder(source)
+    target = Path(target)
+    if target.exists() and target.resolve() == found.resolve():
+        raise CheckpointError(f"{target} is the source itself; give another folder")
+    kept = read_folder(found)[0].name
+    model = load(found, device="cpu")
+    save(model, target, family=family or kept, dtype=dtype, shard_bytes=shard_bytes)
+    for name in COPIED:
+        if (found / name).exists():
+            shutil.copyfile(found / name, target / f"{name}.part")
+            os.replace(target / f"{name}.part", target / name)
+    return target

@@ -16,6 +16,8 @@ from torch import Tensor
 from omni.data.documents import Document, sample_document
 from omni.data.scenes import sample_scene
 from omni.data.text import sample_text
+from omni.tokenizers.latent import PixelCodec
+from omni.tokenizers.prompts import caption_ids
 
 IGNORED = -100
 GLYPH_SLOTS = 2  # characters that a patch can name: one centred in its left half, one in its right half
@@ -43,7 +45,7 @@ class ReadBatch(Batch):
 class DrawBatch(Batch):
     input_ids: Tensor  # (b, n) right-padded captions
     mask: Tensor  # (b, n)
-    images: Tensor  # (b, 3, H, W) in [-1, 1]
+    images: Tensor  # (b, 3, H, W) latents in [-1, 1]
 
 
 @dataclass(frozen=True)
@@ -144,13 +146,8 @@ def draw_batch(seed: int, size: int, special: dict, encode: Callable[[str], list
     rows = [caption_ids("" if rng.random() < drop else s.caption, special, encode) for s in scenes]
     input_ids, _ = _pad([(r, r) for r in rows], special["pad"])
     mask = torch.arange(input_ids.shape[1]) < torch.tensor([[len(r)] for r in rows])
-    images = torch.from_numpy(np.stack([s.image for s in scenes])).permute(0, 3, 1, 2).float() / 127.5 - 1
-    return DrawBatch(input_ids, mask, images)
-
-
-def caption_ids(caption: str, special: dict, encode: Callable[[str], list[int]]) -> list[int]:
-    """A prompt for pictures: ``<s> caption </s>``; the empty caption is the unconditional branch."""
-    return [special["bos"], *encode(caption), special["eos"][1]]
+    pixels = torch.from_numpy(np.stack([s.image for s in scenes])).permute(0, 3, 1, 2).float() / 255
+    return DrawBatch(input_ids, mask, PixelCodec().encode(pixels))
 
 
 def talk_batch(seed: int, size: int, width: int, encoding: Encoding) -> TalkBatch:

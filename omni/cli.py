@@ -223,20 +223,26 @@ def _draw(args: Arguments) -> Any:
         raise UsageError(f"--out is {args.out}; the folder {args.out.parent} does not exist")
     from omni.pipelines.images import TextToImage, contact_sheet, save_png
 
-    chosen = {"steps": args.steps, "guidance": args.guidance, "height": args.height, "width": args.width}
+    chosen = {
+        "steps": args.steps,
+        "guidance": args.guidance,
+        "negative_prompt": args.negative,
+        "height": args.height,
+        "width": args.width,
+    }
     chosen = {name: value for name, value in chosen.items() if value is not None}
-    if args.negative is not None:
-        chosen["negative_prompt"] = args.negative
-    seeds = [args.seed + i for i in range(args.count)]
-    result = TextToImage(_load(args))([args.prompt] * args.count, seed=seeds, **chosen)
+    result = TextToImage(_load(args))(args.prompt, seed=args.seed, count=args.count, **chosen)
     names = [args.out] if args.count == 1 else [_numbered(args.out, i + 1) for i in range(args.count)]
-    for name, picture, seed in zip(names, result.images, seeds, strict=True):
-        save_png(picture, name, {"prompt": args.prompt, "model": args.model, **chosen, "seed": seed})
+    drawn = []
+    for name, picture, settings in zip(names, result.images, result.settings, strict=True):
+        settings = {**settings, "model": args.model}
+        save_png(picture, name, settings)
         _print(args, str(name))
+        drawn.append({"file": str(name), **settings})
     if args.count > 1:
         save_png(contact_sheet(result.images), args.out, {"prompt": args.prompt, "model": args.model})
         _print(args, str(args.out))
-    return {"prompt": args.prompt, "files": [str(n) for n in names], "seeds": seeds, **chosen}
+    return drawn
 
 
 def _numbered(path: Path, number: int) -> Path:

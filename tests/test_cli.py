@@ -1,0 +1,204 @@
+"""The command line: exit codes, one clear line, JSON, and the files that are written."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from PIL import Image
+
+import omni
+from omni import cli
+from omni.config import replace
+from omni.families.tiny import TINY
+from omni.model import Omni
+from omni.pipelines.images import read_settings
+from omni.tokenizers.bytes import ByteTokenizer
+
+
+@pytest.fixture(scope="module")
+def random_tiny() -> Omni:
+    """The shipped model's shape with random weights: these tests are about the command, not about what it says."""
+    torch.manual_seed(0)
+    model = Omni(replace(TINY)).eval()
+    model.tokenizer = ByteTokenizer()
+    return model
+
+
+@pytest.fixture
+def loaded(monkeypatch, random_tiny) -> list[tuple]:
+    """Records what omni.load is asked for, and gives the random model."""
+    calls = []
+    monkeypatch.setattr(omni, "load", lambda name, device: calls.append((name, device)) or random_tiny)
+    return calls
+
+
+@pytest.fixture
+def picture(tmp_path):
+    path = tmp_path / "page.png"
+    Image.new("RGB", (96, 64), "white").save(path)
+    return path
+
+
+def run(capsys, *arguments: str) -> tuple[int, str, str]:
+    code = cli.main([str(a) for a in arguments])
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_every_command_has_the_common_options(capsys, name):
+    code, out, _ = run(capsys, name, "--help")
+    assert code == 0
+    assert {"--model", "--seed", "--json", "--debug"} <= set(out.replace("[", " ").replace("]", " ").split())
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["fly"],
+        ["ask"],
+        ["ask", "x.png"],
+        ["ask", "x.png", "what?", "--transcribe"],
+        ["ask", "x.png", "what?", "--page", "0"],
+        ["ask", "x.png", "what?", "--page", "1e3"],
+        ["ask", "x.png", "what?", "--sede", "1"],
+        ["ask", "x.png", "what?", "--seed", "-1"],
+        ["ask", "x.png", "what?", "--seed", "\u0661"],
+        ["chat", "--json"],
+        ["chat", "--temperature", "nan"],
+        ["chat", "hi", "--top-p", "1.5"],
+        ["chat", "hi", "--max-new-tokens", "0"],
+        ["draw"],
+        ["draw", "a cat", "-o", "x.jpg"],
+        ["draw", "a cat", "-o", "no/such/folder/x.png"],
+        ["draw", "a cat", "--height", "0"],
+        ["draw", "a cat", "--width", "99999999"],
+        ["draw", "a cat", "--count", "65"],
+        ["draw", "a cat", "--guidance", "inf"],
+        ["train"],
+        ["train", "recipe.yaml", "steps"],
+        ["eval"],
+        ["eval", "no-such-task"],
+        ["bench"],
+        ["bench", "poetry"],
+        ["info", "tiny", "--context", "0"],
+        ["convert", "only-one"],
+    ],
+    ids=" ".join,
+)
+def test_bad_usage_is_exit_code_2(capsys, arguments):
+    code, out, err = run(capsys, *arguments)
+    assert code == 2
+    assert out == ""
+    assert err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["ask", "no-such-file.pdf", "what?"], "no-such-file.pdf does not exist"),
+        (["ask", __file__, "what?"], "is not a picture"),
+        (["chat", "hi", "--image", "no-such.png"], "no-such.png does not exist"),
+        (["chat", "hi", "--model", "no/such/folder"], "no/such/folder"),
+        (["draw", "a cat", "--model", "no/such/folder"], "no/such/folder"),
+        (["draw", "a cat", "--device", "abacus"], "abacus"),
+        (["train", "no-such.yaml"], "no-such.yaml"),
+        (["info", "no/such/folder"], "no/such/folder"),
+        (["convert", "no/such/folder", "x"], "no/such/folder"),
+    ],
+)
+def test_a_failed_run_is_exit_code_1_and_one_line(capsys, monkeypatch, tmp_path, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    code, out, err = run(capsys, *arguments)
+    assert code == 1
+    assert out == ""
+    assert err.count("\n") == 1
+    assert err.startswith(f"omni {arguments[0]}: ")
+    assert message in err
+
+
+def test_debug_shows_where_an_error_came_from(capsys):
+    with pytest.raises(ValueError, match="does not exist"):
+        run(capsys, "ask", "no-such-file.pdf", "what?", "--debug")
+
+
+def test_an_interrupted_run_is_exit_code_130(capsys, monkeypatch, picture):
+    def interrupt(name, device):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(omni, "load", interrupt)
+    code, _, err = run(capsys, "ask", picture, "what?")
+    assert code == 130
+    assert err == "omni: interrupted\n"
+
+
+def test_a_closed_pipe_is_quiet():
+    command = f"{sys.executable} -m omni eval list | head -c 0"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert done.stderr == ""
+
+
+def test_help_imports_nothing_heavy():
+    code = "import sys; from omni import cli; cli.main(['--help']); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_ask_prints_one_answer_a_line(capsys, loaded, picture):
+    options = ("--max-new-tokens", "3", "--model", "somewhere", "--device", "cpu")
+    code, out, _ = run(capsys, "ask", picture, "what?", "who?", *options)
+    assert code == 0
+    assert loaded == [("somewhere", "cpu")]
+    assert len(out.split("\n")) >= 3
+    code, out, _ = run(capsys, "ask", picture, "what?", "who?", "--json", *options)
+    answers = json.loads(out)
+    assert [a["question"] for a in answers] == ["what?", "who?"]
+    assert set(answers[0]) == {"question", "text", "pages", "confidence", "tokens", "complete"}
+    assert answers[0]["pages"] == [1]
+
+
+def test_ask_refuses_a_page_that_is_not_there(capsys, loaded, picture):
+    code, _, err = run(capsys, "ask", picture, "what?", "--page", "2")
+    assert code == 1
+    assert "the document has 1" in err
+
+
+def test_ask_transcribes(capsys, loaded, picture):
+    code, out, _ = run(capsys, "ask", picture, "--transcribe", "--json", "--max-new-tokens", "3")
+    assert code == 0
+    assert len(json.loads(out)) == 1
+
+
+def test_draw_writes_a_picture_that_tells_its_settings(capsys, loaded, tmp_path):
+    path = tmp_path / "x.png"
+    code, out, _ = run(capsys, "draw", "a red circle", "-o", path, "--steps", "2", "--seed", "5")
+    assert code == 0
+    assert out.strip() == str(path)
+    settings = read_settings(path)
+    assert (settings["prompt"], settings["steps"], settings["seed"]) == ("a red circle", 2, 5)
+    again = tmp_path / "again.png"
+    code, out, _ = run(capsys, "draw", "a red circle", "-o", again, "--steps", "2", "--seed", "5", "--json")
+    assert json.loads(out)[0]["file"] == str(again)
+    assert Image.open(path).tobytes() == Image.open(again).tobytes()
+
+
+def test_draw_several_adds_a_sheet(capsys, loaded, tmp_path):
+    size = ("--height", "32", "--width", "48")
+    code, out, _ = run(capsys, "draw", "a ring", "-o", tmp_path / "x.png", "--count", "3", "--steps", "1", *size)
+    assert code == 0
+    assert out.split() == [str(tmp_path / f"x{n}.png") for n in ("-1", "-2", "-3", "")]
+    pictures = [Image.open(tmp_path / f"x-{n}.png") for n in (1, 2, 3)]
+    assert {picture.size for picture in pictures} == {(48, 32)}
+    assert len({picture.tobytes() for picture in pictures}) == 3
+    assert Image.open(tmp_path / "x.png").width > 48
+
+
+def test_draw_names_the_limit_of_a_size(capsys, loaded, tmp_path):
+    code, _, err = run(capsys, "draw", "a ring", "-o", tmp_path / "x.png", "--height", "33")
+    assert code == 1
+    assert "height is 33; it must be a multiple of 8" in err
+    assert list(tmp_path.iterdir()) == []

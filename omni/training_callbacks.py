@@ -1,7 +1,6 @@
 """What a training run shows and leaves behind: held-out probes and their controls, pictures, plots, the model."""
 
 import csv
-import json
 from pathlib import Path
 
 import lightning as L
@@ -14,8 +13,10 @@ from torch import Tensor
 from omni.data.batches import caption_ids, read_batch
 from omni.data.scenes import CATEGORIES, check, sample_prompt
 from omni.decoders.flow import integrate, time_grid
+from omni.families import save
 from omni.inputs import Inputs, pad_rows
 from omni.losses import next_token
+from omni.tensorfile import write_json
 from omni.training import OmniTraining, encoding
 
 HELD_OUT = 7  # a batch seed far below the training seeds
@@ -162,15 +163,9 @@ def plot(out: Path) -> None:
 
 def export(module: OmniTraining, folder: Path) -> Path:
     """The averaged weights as a checkpoint that ``omni.load`` reads: bfloat16 matrices, computed in float32."""
-    from omni.checkpoint import save
-
     with averaged(module):
-        save(module.model, folder, dtype=torch.bfloat16)
+        save(module.model, folder, dtype=torch.bfloat16, compute_dtype=torch.float32)
     module.model.tokenizer.save(folder)
-    (folder / "training.json").write_text(
-        json.dumps(
-            {"recipe": module.recipe.metadata, "seed": module.recipe.seed, "steps": module.global_step},
-            indent=1,
-        )
-    )
+    recipe = module.recipe
+    write_json(folder / "training.json", {"recipe": recipe.metadata, "seed": recipe.seed, "steps": module.global_step})
     return folder

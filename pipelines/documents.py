@@ -17,9 +17,12 @@ from rich.progress import track
 from torch import Tensor
 
 from omni.cache import Cache
+from omni.decoders.autoregressive import Event, Row, generate
+from omni.decoders.sampling import SamplingParams
 from omni.inputs import Inputs, pad_rows
 from omni.model import Omni
 from omni.tokenizers.image import open_document
+from omni.tokenizers.text import StreamDecoder
 
 TRANSCRIBE = "Read the page."
 QUESTIONS_AT_ONCE = 16  # each holds a copy of the page's cache
@@ -50,7 +53,7 @@ class DocumentQA:
             raise ValueError("this model was loaded without a tokenizer; documents need one")
         self.model = model
         end = model.tokenizer.special["eos"]
-        self.ends = torch.tensor(end if isinstance(end, list) else [end], device=model.device)
+        self.ends = frozenset(end if isinstance(end, list) else [end])
 
     @classmethod
     def from_pretrained(cls, name_or_path: str = "tiny", **options: Any) -> "DocumentQA":
@@ -128,30 +131,32 @@ class DocumentQA:
 
     def _continue(self, cache: Cache, endings: list[list[int]], number: int, limit: int) -> list[Answer]:
         """Greedy answers behind the endings of the prompts, all rows together."""
-        ids, mask = (None if t is None else t.to(self.model.device) for t in pad_rows(endings, pad=0))
-        logits = self.model.logits(Inputs(ids, mask), cache, last_only=True)
-        said: list[Tensor] = []
-        scores: list[Tensor] = []
-        done = torch.zeros(len(endings), dtype=torch.bool, device=self.model.device)
-        while True:
-            score, token = logits[:, -1].log_softmax(dim=-1).max(dim=-1)
-            said.append(token)
-            scores.append(score)
-            done |= torch.isin(token, self.ends)
-            if len(said) == limit or bool(done.all()):
-                break
-            logits = self.model.logits(token[:, None], cache, last_only=True)
-        rows = zip(torch.stack(said, 1).tolist(), torch.stack(scores, 1).tolist(), strict=True)
-        return [self._finish(tokens, score, number) for tokens, score in rows]
+        ids, mask = pad_rows(endings, pad=0)
+        inputs = Inputs(ids, mask).to(self.model.device)
+        rows = [self._row(limit) for _ in endings]
 
-    def _finish(self, tokens: list[int], scores: list[float], number: int) -> Answer:
-        """One row's answer: what comes before its end token."""
-        ends = set(self.ends.tolist())
-        length = next((i for i, token in enumerate(tokens) if token in ends), len(tokens))
-        counted = min(length + 1, len(tokens))
-        confidence = math.exp(sum(scores[:counted]) / counted)
-        text = self.model.tokenizer.decode(tokens[:length]).strip()
-        return Answer(text, (number,), confidence, counted, complete=length < len(tokens))
+        def step(tokens: Tensor) -> Tensor:
+            return self.model.logits(tokens[:, None], cache, last_only=True)[:, -1]
+
+        def keep(going: Tensor) -> None:
+            nonlocal cache
+            cache = cache.select(going)
+
+        said: list[list[Event]] = [[] for _ in rows]
+        for event in generate(self.model.logits(inputs, cache, last_only=True)[:, -1], rows, step, keep):
+            said[event.row].append(event)
+        return [_answer(events, number) for events in said]
+
+    def _row(self, limit: int) -> Row:
+        decoder = StreamDecoder(self.model.tokenizer)
+        return Row(SamplingParams(temperature=0, logprobs=0), decoder, limit, eos=self.ends)
+
+
+def _answer(events: list[Event], page: int) -> Answer:
+    """One row's answer. Its confidence counts the end token too: where an answer ends is part of it."""
+    text = "".join(event.text for event in events).strip()
+    confidence = math.exp(sum(event.logprob for event in events) / len(events))
+    return Answer(text, (page,), confidence, len(events), complete=events[-1].finish == "stop")
 
 
 def _common_prefix(rows: list[list[int]]) -> int:

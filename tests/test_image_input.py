@@ -73,9 +73,7 @@ def encrypted_pdf() -> bytes:
 
 
 def colours(picture: Image.Image) -> tuple[tuple, tuple]:
-    return picture.getpixel((2, picture.height // 2)), picture.getpixel(
-        (picture.width - 3, picture.height // 2)
-    )
+    return picture.getpixel((2, picture.height // 2)), picture.getpixel((picture.width - 3, picture.height // 2))
 
 
 # -- good pictures -----------------------------------------------------------------------------------------
@@ -289,6 +287,7 @@ def test_pdf_pages_are_rendered_at_the_size_asked_for(tmp_path):
     assert pages[-1].getpixel((150, 10)) == (255, 255, 255)
     with pytest.raises(IndexError, match="2 pages"):
         pages[2]
+    assert open_pdf(pdf((30, 15)), longest=1000)[0].size == (120, 60)  # a small page is not blown up
 
 
 def test_only_the_page_asked_for_is_rendered(monkeypatch):

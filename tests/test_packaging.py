@@ -53,7 +53,7 @@ def test_the_wheel_has_every_module_and_asset(installed):
 
 def test_the_wheel_works_from_another_folder(installed, tmp_path):
     code = (
-        "import omni, omni.tokenizers.image, omni.decoders.flow, tokenizers, transformers\n"
+        "import omni, omni.tokenizers.image, omni.decoders.flow, tokenizers\n"
         "print(omni.__file__); print(omni.tokenizers.image.__file__); print(tokenizers.__file__)\n"
         "from omni.assets import find_assets; print(find_assets())"
     )

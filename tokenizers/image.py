@@ -28,6 +28,7 @@ MAX_PIXELS = 64_000_000
 MAX_SIDE = 65_535  # JPEG's own limit
 MAX_PAGES = 200
 MAX_PAGE_POINTS = 14_400  # PDF's own limit: 200 inches of 72 points
+MAX_SCALE = 4.0  # pixels a point, 288 dpi: a small page is not blown up beyond what a scanner would give
 
 _MEGAPIXELS = MAX_PIXELS // 1_000_000
 _PDF_MARK = b"%PDF-"
@@ -90,7 +91,10 @@ def border_colour(pixels: np.ndarray) -> np.ndarray:
 
 
 class Pages(Sequence):
-    """Pages of a PDF, rendered when they are asked for; the longest side of each has ``longest`` pixels."""
+    """Pages of a PDF, rendered when they are asked for; the longest side of each has ``longest`` pixels.
+
+    Only a page so small that this is more than ``MAX_SCALE`` pixels a point stays smaller.
+    """
 
     def __init__(self, document: Any, name: str, longest: int):
         self._document, self._name, self._longest = document, name, longest
@@ -119,11 +123,12 @@ class Pages(Sequence):
                 f"page {number} of {self._name} measures {width:g} x {height:g} points; "
                 f"the limit is {MAX_PAGE_POINTS} a side"
             )
-        return page.render(scale=self._longest / max(width, height)).to_pil().convert("RGB")
+        scale = min(self._longest / max(width, height), MAX_SCALE)
+        return page.render(scale=scale).to_pil().convert("RGB")
 
 
 def open_pdf(source: Any, longest: int = 1024) -> Pages:
-    """Pages of the PDF at ``source`` (path or bytes), each with a longest side of ``longest`` pixels."""
+    """Pages of the PDF at ``source`` (path or bytes), the longest side of each with ``longest`` pixels."""
     import pypdfium2
 
     if not 1 <= longest <= 8192:
@@ -294,9 +299,7 @@ def _from_array(array: np.ndarray) -> Image.Image:
 def _from_tensor(tensor: Tensor) -> Image.Image:
     if tensor.ndim != 3 or tensor.shape[0] != 3 or not tensor.is_floating_point() or tensor.numel() == 0:
         shape = tuple(tensor.shape)
-        raise ImageError(
-            f"a tensor {shape} of {tensor.dtype} is not a picture; a picture is (3, H, W) of floats"
-        )
+        raise ImageError(f"a tensor {shape} of {tensor.dtype} is not a picture; a picture is (3, H, W) of floats")
     if not bool(torch.isfinite(tensor).all()) or tensor.min() < 0 or tensor.max() > 1:
         raise ImageError("the tensor has values outside 0..1")
     _check_size((tensor.shape[2], tensor.shape[1]), "the tensor")

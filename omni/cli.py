@@ -199,7 +199,13 @@ def _chat(args: Arguments) -> Any:
     messages.append({"role": "user", "content": [*pictures, text]})
     reply = chat(messages, **options)
     _print(args, reply.text)
-    return {"text": reply.text, "tokens": reply.tokens, "seed": args.seed}
+    return {
+        "text": reply.text,
+        "reasoning": reply.reasoning,
+        "finish_reason": reply.finish_reason,
+        "tokens": reply.tokens,
+        "seed": args.seed,
+    }
 
 
 # -- draw --------------------------------------------------------------------------------------------------

@@ -32,6 +32,7 @@ from omni.tokenizers.image import open_document
 
 SHOWN_PIXELS = 640  # longest side of a page as the reader of the demo sees it; the model sees its own rendering
 PICTURES_PER_CATEGORY = 2
+MAX_ANSWER = 64  # tokens of an answer or a reply
 PROMPT_SEED = 11  # prompts of an evaluation seed: training never draws them
 CONVERSATIONS = (
     ("Hello!", "Who are you?", "Thank you."),
@@ -79,7 +80,7 @@ def _documents(model: Omni) -> Iterator[dict[str, Any]]:
         _say(f"reading {path.name}, page {page}")
         asked = sample["questions"]
         with _timed() as took:
-            answers = reader(path, [item["question"] for item in asked], page=page)
+            answers = reader(path, [item["question"] for item in asked], page=page, max_new_tokens=MAX_ANSWER)
         marked = [
             {
                 **item,
@@ -132,7 +133,7 @@ def _conversations(model: Omni) -> dict[str, Any]:
             messages: list[dict[str, str]] = []
             for text in said:
                 messages.append({"role": "user", "content": text})
-                reply = chat(messages, max_new_tokens=96, temperature=0.0)
+                reply = chat(messages, max_new_tokens=MAX_ANSWER, temperature=0.0)
                 messages.append({"role": "assistant", "content": reply.text})
             talks.append(messages)
     return {"items": talks, "seconds": took[0]}

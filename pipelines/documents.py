@@ -52,8 +52,8 @@ class DocumentQA:
         if model.tokenizer is None:
             raise ValueError("this model was loaded without a tokenizer; documents need one")
         self.model = model
-        end = model.tokenizer.special["eos"]
-        self.ends = frozenset(end if isinstance(end, list) else [end])
+        ends = [model.tokenizer.special.get("eos", []), model.config.special_tokens.get("eos", [])]
+        self.ends = frozenset(i for end in ends for i in (end if isinstance(end, list) else [end]))
 
     @classmethod
     def from_pretrained(cls, name_or_path: str = "tiny", **options: Any) -> "DocumentQA":

@@ -202,3 +202,14 @@ def test_draw_names_the_limit_of_a_size(capsys, loaded, tmp_path):
     assert code == 1
     assert "height is 33; it must be a multiple of 8" in err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_chat_answers_one_message(capsys, loaded, picture):
+    options = ("--max-new-tokens", "4", "--image", picture, "--system", "Be brief.")
+    code, out, _ = run(capsys, "chat", "what", "is", "this?", *options)
+    assert code == 0
+    code, again, _ = run(capsys, "chat", "what is this?", "--json", *options)
+    reply = json.loads(again)
+    assert set(reply) == {"text", "reasoning", "finish_reason", "tokens", "seed"}
+    assert reply["text"] + "\n" == out
+    assert 1 <= reply["tokens"] <= 4

@@ -1,0 +1,59 @@
+"""The demo on a random model: everything is on the page, judged, and nothing is outside of it."""
+
+import re
+
+import pytest
+import torch
+
+import omni
+from omni import demo
+from omni.families.tiny import TINY
+from omni.model import Omni
+from omni.tokenizers.bytes import ByteTokenizer
+
+
+@pytest.fixture(scope="module")
+def result() -> dict:
+    """A whole run with random weights."""
+    torch.manual_seed(0)
+    model = Omni(TINY).eval()
+    model.tokenizer = ByteTokenizer()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(omni, "load", lambda name: model)
+        patch.setattr(demo, "PICTURES_PER_CATEGORY", 1)
+        patch.setattr("omni.pipelines.images.STEPS", 2)
+        patch.setattr(demo, "MAX_ANSWER", 3)
+        return demo.run("tiny")
+
+
+def test_everything_is_asked_and_judged(result):
+    questions = [q for document in result["documents"] for q in document["questions"]]
+    assert len(questions) >= 20
+    assert len(result["pictures"]["items"]) == 6
+    assert [m["role"] for m in result["conversations"]["items"][0]] == ["user", "assistant"] * 3
+    answers, pictures = result["scores"]
+    assert answers == {"what": "answers right", "right": sum(q["right"] for q in questions), "of": len(questions)}
+    assert pictures["of"] == 6
+    assert re.fullmatch(r"\d+/\d+ answers right, \d+/6 pictures right, \d+ s", demo.summary(result))
+
+
+def test_the_page_is_whole_and_self_contained(result, tmp_path):
+    result = {**result, "model": "<b>&"}
+    path = demo.write(result, tmp_path / "demo")
+    page = path.read_text(encoding="utf-8")
+    assert [p.name for p in path.parent.iterdir()] == ["index.html"]
+    assert "&lt;b&gt;&amp;" in page
+    assert not re.search(r"(src|href)=\"(?!data:)", page)
+    assert page.count("<img") == len(result["documents"]) + len(result["pictures"]["items"])
+    for document in result["documents"]:
+        assert document["image"] in page
+        assert all(f"<td>{q['question']}" in page for q in document["questions"])
+    assert page.count("✓ right") == result["scores"][0]["right"]
+    assert page.count("✗ wrong") == result["scores"][0]["of"] - result["scores"][0]["right"]
+
+
+def test_a_missing_model_is_one_line(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert demo.main(["--model", "no/such/folder", "--out", str(tmp_path / "demo")]) == 1
+    assert "no/such/folder" in capsys.readouterr().err
+    assert not (tmp_path / "demo").exists()

@@ -10,6 +10,25 @@ import yaml
 from omni.config import ConfigError
 
 
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
+
+
+def _check(config: Any, name: str, low: float, high: float = 2**53, whole: bool = False) -> None:
+    """``config.name`` must be a number, or a whole one, within the limits."""
+    value = getattr(config, name)
+    right = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool) and low <= value <= high
+    kind = "a whole number" if whole else "a number"
+    most = f"up to {high:g}" if high < 2**53 else "or more"
+    _require(right, f"{type(config).__name__}.{name} is {value!r}; it must be {kind}, {low:g} {most}")
+
+
+def _check_counts(plan: Any, *names: str) -> None:
+    for name in names:
+        _check(plan, name, 1, whole=True)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ReadPlan:
     """Documents. ``size`` counts pages of 160 x 160 pixels; ``mixture`` weighs the levels of the curriculum."""
@@ -17,10 +36,19 @@ class ReadPlan:
     size: int
     mixture: dict[str, float]
     questions: int = 4
+    bare: float = 0.0  # share of batches that only transcribe, without a chat around
     talk: bool = True  # False: only name the glyphs under each patch
     weight: float = 1.0
     glyph_weight: float = 1.0  # 0: the vision encoder stays as it is
     every: int = 1  # steps between batches of this kind
+
+    def __post_init__(self) -> None:
+        _check_counts(self, "size", "questions", "every")
+        weights = self.mixture.values() if isinstance(self.mixture, dict) else ()
+        _require(
+            any(w > 0 for w in weights) and all(w >= 0 for w in weights),
+            f"ReadPlan.mixture is {self.mixture!r}; it must map levels to weights, at least one of them positive",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +63,10 @@ class DrawPlan:
     caption_weight: float = 0.1
     every: int = 1
 
+    def __post_init__(self) -> None:
+        _check_counts(self, "size", "draws", "every")
+        _check(self, "drop", 0, 1)
+
 
 @dataclass(frozen=True, kw_only=True)
 class TalkPlan:
@@ -44,6 +76,9 @@ class TalkPlan:
     width: int = 256
     weight: float = 0.5
     every: int = 1
+
+    def __post_init__(self) -> None:
+        _check_counts(self, "size", "width", "every")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +94,11 @@ class Stage:
     read: ReadPlan | None = None
     draw: DrawPlan | None = None
     talk: TalkPlan | None = None
+
+    def __post_init__(self) -> None:
+        _check(self, "steps", 1, whole=True)
+        _check(self, "lr", 1e-12, 1e3)
+        _check(self, "final_lr", 0, 1e3)
 
     def rate(self, step: int) -> float:
         """Learning rate at ``step`` of the stage."""
@@ -82,19 +122,22 @@ class Recipe:
     threads: int = 0  # 0: leave torch's choice
     accelerator: str = "auto"
     precision: str = "32-true"
+    log_every: int = 10
     save_every: int = 100
     probe_every: int = 200
     batch_scale: float = 1.0  # multiplies the size of every plan
     metadata: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not self.stages:
-            raise ConfigError("a recipe needs at least one stage")
-        for stage in self.stages:
-            if stage.steps < 1 or stage.lr <= 0:
-                raise ConfigError(
-                    f"stage {stage.name!r} has {stage.steps} steps at rate {stage.lr}; both must be positive"
-                )
+        _require(len(self.stages) > 0, "a recipe needs at least one stage")
+        for name in ("warmup", "log_every", "save_every", "probe_every"):
+            _check(self, name, 1, whole=True)
+        for name in ("seed", "threads"):
+            _check(self, name, 0, whole=True)
+        _check(self, "ema", 0, 1)
+        _check(self, "batch_scale", 1e-6, 1e6)
+        _check(self, "weight_decay", 0)
+        _check(self, "clip", 0)
 
     @property
     def steps(self) -> int:
@@ -128,7 +171,9 @@ def load_recipe(path: str | Path, preset: str | None = None, overrides: dict[str
     if preset is not None and preset not in presets:
         raise ConfigError(f"{path} has no preset {preset!r}; known: {', '.join(presets) or 'none'}")
     plain |= presets.get(preset, {}) | (overrides or {})
-    plain["stages"] = tuple(_stage(stage) for stage in plain.get("stages", []))
+    stages = plain.get("stages", [])
+    _require(isinstance(stages, list), f"stages is {stages!r}; it must be a list")
+    plain["stages"] = tuple(_stage(stage) for stage in stages)
     plain = {k: tuple(v) if k == "betas" else v for k, v in plain.items()}
     return _build(Recipe, plain)
 
@@ -139,11 +184,13 @@ def scaled(plan: Any, scale: float) -> Any:
 
 
 def _stage(plain: dict[str, Any]) -> Stage:
+    _require(isinstance(plain, dict), f"a stage is {plain!r}; it must be a mapping")
     parts = {"read": ReadPlan, "draw": DrawPlan, "talk": TalkPlan}
     return _build(Stage, {k: _build(parts[k], v) if k in parts and v else v for k, v in plain.items()})
 
 
 def _build(cls: type, plain: dict[str, Any]) -> Any:
+    _require(isinstance(plain, dict), f"{cls.__name__} is {plain!r}; it must be a mapping")
     known = {item.name for item in dataclasses.fields(cls)}
     unknown = sorted(set(plain) - known)
     if unknown:

@@ -63,7 +63,7 @@ class Steps(IterableDataset):
         return made
 
     def _read(self, seed: int, plan: ReadPlan) -> ReadBatch:
-        return read_batch(seed, plan.size, plan.mixture, self.encoding, questions=plan.questions, talk=plan.talk)
+        return read_batch(seed, plan.size, plan.mixture, self.encoding, questions=plan.questions, talk=plan.talk, bare=plan.bare)
 
     def _draw(self, seed: int, plan: DrawPlan) -> DrawBatch:
         return draw_batch(seed, plan.size, self.encoding.special, self.encode, plan.drop)
@@ -149,7 +149,9 @@ class OmniTraining(L.LightningModule):
         # Noise follows the step, not the history of the run: a resumed run draws what the first would have drawn.
         torch.manual_seed(self.recipe.seed * 1_000_003 + self.global_step)
 
-    def on_train_batch_end(self, outputs: Any, batch: Any, index: int) -> None:
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """The step, and what follows every step: router biases and averages, before a checkpoint can be written."""
+        super().optimizer_step(*args, **kwargs)
         for router in self._routers():
             if bool(router.load.any()):
                 router.update_bias()
@@ -190,7 +192,7 @@ def encoding(model: Omni) -> Encoding:
     """What the batches must know of ``model``."""
     v = model.config.vision
     patch, token = (v.patch_size, v.token_pixels) if v else (1, 1)
-    return Encoding(model.tokenizer.encode_chat, model.tokenizer.special, patch, token)
+    return Encoding(model.tokenizer.encode, model.tokenizer.encode_chat, model.tokenizer.special, patch, token)
 
 
 def build(recipe: Recipe) -> OmniTraining:
@@ -222,11 +224,11 @@ def train(
     recipe = load_recipe(path, preset, overrides)
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
-    out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
     module = build(recipe)
     if init is not None:
         load_weights(module, init)
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
     last = out / "checkpoints" / "last.ckpt"
     saver = ModelCheckpoint(
         out / "checkpoints",
@@ -243,7 +245,7 @@ def train(
         gradient_clip_val=recipe.clip,
         logger=[CSVLogger(out, name="csv"), TensorBoardLogger(out, name="tensorboard")],
         callbacks=[saver, Probe(out, recipe.probe_every)],
-        log_every_n_steps=10,
+        log_every_n_steps=recipe.log_every,
         enable_model_summary=False,
         enable_progress_bar=os.isatty(2),
     )

@@ -117,7 +117,10 @@ def save_sheet(pictures: np.ndarray, path: Path, columns: int = 6) -> None:
     for i, picture in enumerate(pictures):
         y, x = divmod(i, columns)
         sheet[y * height : (y + 1) * height, x * width : (x + 1) * width] = picture
-    Image.fromarray(sheet).resize((sheet.shape[1] * 2, sheet.shape[0] * 2), Image.Resampling.NEAREST).save(path)
+    beside = path.with_suffix(".part")
+    large = sheet.shape[1] * 2, sheet.shape[0] * 2
+    Image.fromarray(sheet).resize(large, Image.Resampling.NEAREST).save(beside, "PNG")
+    beside.replace(path)
 
 
 def append(path: Path, row: dict) -> None:
@@ -157,7 +160,8 @@ def plot(out: Path) -> None:
         axes.plot(*zip(*sorted(points), strict=True), label=name, linewidth=1)
     axes.set(xlabel="step", ylabel="loss, or share right", yscale="log")
     axes.legend(fontsize=8)
-    figure.savefig(out / "loss.png", dpi=110)
+    figure.savefig(out / "loss.part", dpi=110, format="png")
+    (out / "loss.part").replace(out / "loss.png")
     pyplot.close(figure)
 
 

@@ -1,0 +1,211 @@
+"""Training on a micro system: what a run leaves behind, exact resumption, the exported model, bad recipes."""
+
+import csv
+import json
+
+import pytest
+import torch
+import yaml
+from micro import MICRO
+
+import omni
+from omni import families
+from omni.config import ConfigError
+from omni.families.base import Preset
+from omni.recipe import load_recipe
+from omni.training import OmniTraining, Steps, build, encoding, train
+
+STEPS = 4
+RECIPE = {
+    "model": "omni-micro",
+    "seed": 3,
+    "warmup": 2,
+    "log_every": 1,
+    "save_every": 2,
+    "probe_every": 4,
+    "accelerator": "cpu",
+    "stages": [
+        {
+            "name": "glyphs",
+            "steps": 1,
+            "lr": 2e-3,
+            "read": {"size": 1, "mixture": {"line": 1.0}, "talk": False},
+        },
+        {
+            "name": "all",
+            "steps": STEPS - 1,
+            "lr": 2e-3,
+            "decay": True,
+            "read": {"size": 1, "mixture": {"word": 1.0}, "questions": 1},
+            "draw": {"size": 2, "draws": 2},
+            "talk": {"size": 1, "width": 128, "every": 2},
+        },
+    ],
+    "presets": {"big": {"batch_scale": 2}},
+}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def micro_preset():
+    """The micro sizes under a preset's name."""
+    known = families.presets()
+    known["omni-micro"] = Preset(MICRO, "omni-micro")
+    yield
+    del known["omni-micro"]
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory):
+    path = tmp_path_factory.mktemp("recipes") / "micro.yaml"
+    path.write_text(yaml.safe_dump(RECIPE))
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(recipe, tmp_path_factory):
+    """Folder of one finished run."""
+    out = tmp_path_factory.mktemp("run")
+    train(recipe, out=out)
+    return out
+
+
+def state(out) -> dict[str, torch.Tensor]:
+    return torch.load(out / "checkpoints" / "last.ckpt", weights_only=False)["state_dict"]
+
+
+def rows(path) -> list[dict]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_run_leaves_logs_probes_and_pictures(run):
+    (metrics,) = run.glob("csv/*/metrics.csv")
+    logged = rows(metrics)
+    assert {"step", "rate"} <= set(logged[0])
+    assert list(run.glob("tensorboard/*/events.out.tfevents.*"))
+    (probe,) = rows(run / "probes.csv")
+    assert (probe["step"], probe["stage"]) == (str(STEPS), "all")
+    for name in ("read", "read_blank", "read_shuffled"):
+        assert 0 < float(probe[name]) < 20
+    assert 0 <= float(probe["drawn_right"]) <= 1
+    assert (run / "samples" / f"{STEPS:06d}.png").stat().st_size > 0
+    assert (run / "loss.png").stat().st_size > 0
+    assert not list(run.rglob("*.part"))
+
+
+def test_resuming_is_exact(run, recipe, tmp_path, monkeypatch):
+    """Two steps, a crash, two more: the weights, averages and router biases of four steps in one go."""
+    step = OmniTraining.training_step
+
+    def crash_at_two(self, batch, index):
+        if self.global_step == 2:
+            raise RuntimeError("power failure")
+        return step(self, batch, index)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(OmniTraining, "training_step", crash_at_two)
+        with pytest.raises(RuntimeError, match="power failure"):
+            train(recipe, out=tmp_path)
+    halfway = state(tmp_path)
+    train(recipe, out=tmp_path)
+    whole, resumed = state(run), state(tmp_path)
+    assert whole.keys() == resumed.keys()
+    for name, value in whole.items():
+        assert torch.equal(value, resumed[name]), name
+    assert any(not torch.equal(value, halfway[name]) for name, value in whole.items())
+
+
+def test_the_exported_model_is_the_average_in_bfloat16(run, recipe):
+    module = build(load_recipe(recipe))
+    module.load_state_dict(state(run))
+    module.model.load_state_dict(module.ema.weights())
+    module.model.eval()
+    loaded = omni.load(run / "model")
+    assert loaded.dtype == torch.float32
+    assert loaded.config == MICRO
+    assert loaded.tokenizer.decode(loaded.tokenizer.encode("a ring")) == "a ring"
+    ids = torch.tensor([loaded.tokenizer.encode("What is the total?")])
+    with torch.inference_mode():
+        torch.testing.assert_close(loaded.logits(ids), module.model.logits(ids), atol=0.03, rtol=0.03)
+    stored = omni.load(run / "model", dtype="bfloat16")
+    assert stored.dtype == torch.bfloat16
+    routers = [(k, v) for k, v in loaded.state_dict().items() if k.endswith("router.bias")]
+    assert routers
+    assert all(torch.equal(v, module.model.state_dict()[k]) and v.dtype == torch.float32 for k, v in routers)
+    assert json.loads((run / "model" / "training.json").read_text())["steps"] == STEPS
+
+
+def test_a_run_can_start_from_another(run, recipe, tmp_path):
+    short = [{**RECIPE["stages"][0], "lr": 1e-12}]
+    train(recipe, out=tmp_path, init=run / "checkpoints" / "last.ckpt", overrides={"stages": short})
+    before, after = state(run), state(tmp_path)
+    torch.testing.assert_close(after["model.embed.weight"], before["model.embed.weight"])
+    assert not torch.equal(after["model.embed.weight"], build(load_recipe(recipe)).state_dict()["model.embed.weight"])
+
+
+def test_every_objective_reaches_its_part(recipe):
+    """Gradients of each loss arrive at the parts that it is for, and at no others."""
+    module = build(load_recipe(recipe))
+    steps = Steps(module.recipe, encoding(module.model), module.model.tokenizer.encode)
+    for kind, reached in (
+        ("read", {"vision", "projector", "context"}),
+        ("draw", {"denoiser", "latents", "context"}),
+        ("talk", {"context"}),
+    ):
+        plan, batch = steps.batches(1)[kind]
+        module.zero_grad()
+        sum(w * loss for w, loss in getattr(module, f"{kind}_losses")(plan, batch).values()).backward()
+        moved = {n.split(".")[0] for n, p in module.model.named_parameters() if p.grad is not None and p.grad.any()}
+        assert reached <= moved, kind
+        assert moved - reached <= {"embed", "head"}, kind
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model": "omni-micr"}, "Did you mean omni-micro"),
+        ({"stages": []}, "at least one stage"),
+        ({"stages": [{"name": "x", "steps": 0, "lr": 1.0}]}, "steps is 0"),
+        ({"stages": [{"name": "x", "steps": 1, "lr": 1.0, "read": {"sise": 1}}]}, "no fields \\['sise'\\]"),
+        ({"stages": [{"name": "x", "steps": 1}]}, "lr"),
+        ({"stages": [{"name": "x", "steps": 1, "lr": "fast"}]}, "'fast'"),
+        ({"stages": "none"}, "stages is 'none'"),
+        ({"stages": [3]}, "a stage is 3"),
+        ({"stages": [{"name": "x", "steps": 1, "lr": 1.0, "read": 5}]}, "ReadPlan is 5"),
+        ({"stages": [{"name": "x", "steps": 1, "lr": 1.0, "read": {"size": 1, "mixture": {}}}]}, "mixture is {}"),
+        ({"stages": [{"name": "x", "steps": 1, "lr": 1.0, "draw": {"size": 0}}]}, "DrawPlan.size is 0"),
+        ({"learning_rate": 1}, "no fields \\['learning_rate'\\]"),
+        ({"seed": -1}, "seed is -1"),
+        ({"warmup": 0}, "warmup is 0"),
+        ({"ema": 1.5}, "ema is 1.5"),
+        ({"batch_scale": 0}, "batch_scale is 0"),
+    ],
+)
+def test_bad_recipes_are_refused_before_anything_is_written(recipe, tmp_path, change, message):
+    out = tmp_path / "run"
+    with pytest.raises(ConfigError, match=message):
+        train(recipe, out=out, overrides=change)
+    assert not out.exists()
+
+
+def test_unreadable_recipes(recipe, tmp_path):
+    with pytest.raises(ConfigError, match="not a readable recipe"):
+        load_recipe(tmp_path / "missing.yaml")
+    bad = tmp_path / "bad.yaml"
+    for text in ("a: [", "just text", ""):
+        bad.write_text(text)
+        with pytest.raises(ConfigError):
+            load_recipe(bad)
+    with pytest.raises(ConfigError, match="no preset 'huge'; known: big"):
+        load_recipe(recipe, preset="huge")
+    assert load_recipe(recipe, preset="big").batch_scale == 2
+
+
+def test_unfitting_initial_weights(recipe, tmp_path):
+    other = tmp_path / "other.ckpt"
+    torch.save({"state_dict": {"nothing.weight": torch.zeros(1)}}, other)
+    with pytest.raises(ValueError, match=r"nothing\.weight"):
+        train(recipe, out=tmp_path / "run", init=other)
+    torch.save({"state_dict": {}}, other)
+    with pytest.raises(ValueError, match="none of the model's weights"):
+        train(recipe, out=tmp_path / "run", init=other)

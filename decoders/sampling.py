@@ -9,7 +9,7 @@ alone and in any batch.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -216,10 +216,3 @@ def _choice(logits: Tensor, token: int, wanted: int | None) -> Choice:
     logprobs = logits.log_softmax(dim=-1)
     values, tokens = logprobs.topk(min(wanted, logits.shape[-1]))
     return Choice(token, float(logprobs[token]), tuple(zip(tokens.tolist(), values.tolist(), strict=True)))
-
-
-def seeded(params: SamplingParams, rows: int) -> list[SamplingParams]:
-    """The same parameters for several rows; row i gets seed + i: equal prompts differ, and each can be redone."""
-    if params.seed is None:
-        return [params] * rows
-    return [replace(params, seed=(params.seed + i) % (1 << 63)) for i in range(rows)]

@@ -9,13 +9,11 @@ MEDIA = ("image", "video", "sound")
 _PART_KINDS = {
     "image": "image",
     "image_url": "image",
-    "input_image": "image",
     "video": "video",
     "video_url": "video",
     "sound": "sound",
     "audio": "sound",
     "audio_url": "sound",
-    "input_audio": "sound",
 }
 
 
@@ -83,10 +81,8 @@ def read_content(content: Any, index: int) -> tuple[str | Media, ...]:
 
 
 def _read_part(part: Any, index: int) -> str | Media:
-    if isinstance(part, str):
-        return part
     kind = part.get("type") if isinstance(part, dict) else None
-    if kind in ("text", "input_text") and isinstance(part.get("text"), str):
+    if kind == "text" and isinstance(part.get("text"), str):
         return part["text"]
     if kind in _PART_KINDS:
         return Media(_PART_KINDS[kind])

@@ -26,26 +26,27 @@ class LatentHead(nn.Module):
 
     def read(self, latents: Tensor) -> Tensor:
         """(b, c, H, W) -> (b, n, d)"""
-        p = self.config.patch_size
-        return self.proj_in(rearrange(latents, "b c (h y) (w x) -> b (h w) (y x c)", y=p, x=p))
+        h, w = self.grid(latents)
+        return self.proj_in(rearrange(latents, "b c (h y) (w x) -> b (h w) (y x c)", h=h, w=w))
 
     def write(self, tokens: Tensor, latents: Tensor, t: Tensor) -> Tensor:
         """Hidden (b, n, d) of noisy ``latents`` at time t (b,) -> velocity (b, c, H, W): noise minus data."""
-        p = self.config.patch_size
-        out = rearrange(
-            self.proj_out(self.norm(tokens)),
-            "b (h w) (y x c) -> b c (h y) (w x)",
-            h=latents.shape[2] // p,
-            y=p,
-            x=p,
-        )
+        (h, w), p = self.grid(latents), self.config.patch_size
+        out = self.proj_out(self.norm(tokens))
+        out = rearrange(out, "b (h w) (y x c) -> b c (h y) (w x)", h=h, w=w, y=p, x=p)
         if self.config.prediction == "velocity":
             return out
         return (latents - out) / t.clamp(min=MIN_TIME)[:, None, None, None].to(out.dtype)
 
     def grid(self, latents: Tensor) -> tuple[int, int]:
-        p = self.config.patch_size
-        return latents.shape[2] // p, latents.shape[3] // p
+        """Rows and columns of the tokens that latents (b, c, H, W) become."""
+        p, channels = self.config.patch_size, self.config.channels
+        _, c, height, width = latents.shape
+        if c != channels:
+            raise ValueError(f"the latents have {c} channels; this model refines {channels}")
+        if height % p or width % p or not height or not width:
+            raise ValueError(f"latents of {height}x{width} do not divide into patches of {p}")
+        return height // p, width // p
 
 
 def grid_positions(grid: tuple[int, int], first: Tensor) -> Tensor:

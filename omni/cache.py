@@ -11,8 +11,9 @@ length; a recurrent state cannot be cut, so a slot keeps the state at ``begin`` 
 accepted ones step by step: exactly the arithmetic of plain decoding.
 """
 
+import itertools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,27 +35,34 @@ class Rows:
 
     data: Tensor
 
-    def append(self, new: Tensor, starts: Tensor, start: int | None) -> None:
-        """Write new (b, a, n, c) behind each row's first ``starts`` tokens; ``start`` is their common value, if any."""
-        if torch.is_grad_enabled() and start is not None:
-            self.data = torch.cat([self.data[:, :, :start], new.to(self.data.dtype)], dim=2)
-            return
-        end = (int(starts.max()) if start is None else start) + new.shape[2]
-        self.reserve(end)
-        if start is not None:
-            self.data[:, :, start:end] = new
+    def append(self, new: Tensor, held: int, places: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """Write new (b, a, n, c) behind the first ``held`` tokens; returns all of (b, a, held + n, c).
+
+        Where rows hold different numbers of tokens, ``held`` is the largest and ``places`` (rows, columns) tells where.
+        """
+        end = held + new.shape[2]
+        new = new.to(self.data.dtype)
+        if places is None and torch.is_grad_enabled():
+            self.data = torch.cat([self.data[:, :, :held], new], dim=2)
+            return self.data
+        room = self.data.shape[2]
+        if end > room:
+            self.reserve(max(end, 2 * room))  # doubling keeps appending cheap
+        if places is None:
+            self.data[:, :, held:end] = new
         else:
-            columns = starts[:, None] + torch.arange(new.shape[2], device=new.device)
-            rows = torch.arange(new.shape[0], device=new.device)[:, None]
-            self.data = self.data.clone() if torch.is_grad_enabled() else self.data
-            self.data[rows, :, columns] = new.transpose(1, 2).to(self.data.dtype)
+            if torch.is_grad_enabled():  # what was read before stays as it was, for the backward pass
+                self.data = self.data.clone()
+            rows, columns = places
+            self.data[rows, :, columns] = new.transpose(1, 2)
+        return self.data[:, :, :end]
 
     def reserve(self, capacity: int) -> None:
-        """Make room for ``capacity`` tokens; doubling keeps appending cheap."""
-        b, a, held, c = self.data.shape
-        if held < capacity:
-            grown = self.data.new_zeros(b, a, max(capacity, 2 * held), c)
-            grown[:, :, :held] = self.data
+        """Make room for ``capacity`` tokens."""
+        b, a, room, c = self.data.shape
+        if room < capacity:
+            grown = self.data.new_zeros(b, a, capacity, c)
+            grown[:, :, :room] = self.data
             self.data = grown
 
 
@@ -91,20 +99,24 @@ class MambaSlot:
         self.saved = (self.conv.clone(), self.ssm.clone())
         self.window = []
 
-    def commit(self, accepted: Tensor) -> None:
+    def commit(self, accepted: Tensor, least: int, most: int) -> None:
         """Replay the first ``accepted`` (b,) tokens of the window from the state at ``begin``."""
         self.conv, self.ssm = self.saved
-        seen = 0
+        for i, (xbc, dt, step) in enumerate(itertools.islice(self._fed(), most)):
+            if i < least:
+                self.conv, self.ssm = step(xbc, dt, self.conv, self.ssm)
+                continue
+            conv, ssm = step(xbc, dt, self.conv.clone(), self.ssm.clone())
+            keep = (i < accepted)[:, None, None]
+            self.conv = torch.where(keep, conv, self.conv)
+            self.ssm = torch.where(keep[..., None], ssm, self.ssm)
+        self.window = self.saved = None
+
+    def _fed(self) -> Iterator[tuple[Tensor, Tensor, Callable]]:
+        """Token by token what the window was fed: xBC (b, c), dt (b, h), step."""
         for xbc, dt, step in self.window:
             for i in range(xbc.shape[1]):
-                keep = seen < accepted
-                seen += 1
-                if not bool(keep.any()):
-                    continue
-                conv, ssm = step(xbc[:, i], dt[:, i], self.conv.clone(), self.ssm.clone())
-                self.conv = torch.where(keep[:, None, None], conv, self.conv)
-                self.ssm = torch.where(keep[:, None, None, None], ssm, self.ssm)
-        self.window = self.saved = None
+                yield xbc[:, i], dt[:, i], step
 
 
 Slot = AttentionSlot | MambaSlot
@@ -163,9 +175,9 @@ class Cache:
         return self.lengths.shape[0]
 
     @property
-    def start(self) -> int | None:
-        """Tokens held by every row, or None where rows differ."""
-        return self.length if self.uniform else None
+    def capacity(self) -> int:
+        """Tokens a row that there is room for; 0 where no layer grows with the sequence."""
+        return max((rows.data.shape[2] for rows in self._rows()), default=0)
 
     @property
     def nbytes(self) -> int:
@@ -184,7 +196,7 @@ class Cache:
 
     def advance(self, counts: Tensor | int) -> None:
         """Every row has taken ``counts`` further tokens ((b,) or one number)."""
-        if isinstance(counts, int) and self.uniform:
+        if isinstance(counts, int):
             self.lengths = self.lengths + counts
             self.length += counts
         else:
@@ -223,12 +235,17 @@ class Cache:
         if self._opened is None:
             raise CacheError("there is no open window to commit")
         fed = self.lengths - self._opened
-        accepted = torch.as_tensor(accepted, device=fed.device).expand_as(fed).to(torch.int64)
+        accepted = torch.as_tensor(accepted, device=fed.device)
+        if accepted.dtype != torch.int64 or accepted.shape not in ((), fed.shape):
+            kind = f"{tuple(accepted.shape)} {accepted.dtype}"
+            raise CacheError(f"accepted must be one integer or {self.batch} of them, not {kind}")
+        accepted = accepted.expand_as(fed)
         if bool(((accepted < 0) | (accepted > fed)).any()):
             raise CacheError(f"accepted {accepted.tolist()} tokens of a window of {fed.tolist()}")
+        least, most = int(accepted.min()), int(accepted.max())
         for slot in self.slots:
             if isinstance(slot, MambaSlot):
-                slot.commit(accepted)
+                slot.commit(accepted, least, most)
         self._set_lengths(self._opened + accepted)
         self._opened = None
 
@@ -245,19 +262,27 @@ class Cache:
         for name, tensor in self._tensors().items():
             grows = name.rsplit(".", 1)[-1] in ("k", "v", "positions")
             tensors[name] = (tensor[:, :, : self.length] if grows else tensor).contiguous()
+        about = {"layers": str(len(self.slots)), "capacity": str(self.capacity)}
         beside = path.with_name(path.name + ".part")
-        save_file({**tensors, "lengths": self.lengths}, beside, {"layers": str(len(self.slots))})
+        save_file({**tensors, "lengths": self.lengths}, beside, about)
         os.replace(beside, path)
 
     @classmethod
     def load(cls, path: str | Path, device: torch.device | str = "cpu") -> "Cache":
-        """Read what :meth:`save` wrote."""
+        """Read what :meth:`save` wrote, with the room that it had: it goes on bit for bit."""
         try:
             with safe_open(path, framework="pt", device=str(device)) as file:
-                tensors = {name: file.get_tensor(name) for name in list(file.keys())}
-                layers = int((file.metadata() or {})["layers"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+                about = file.metadata()
+            cache = cls._of(tensors, int(about["layers"]))
+            cache.reserve(int(about["capacity"]))
         except Exception as error:
-            raise CacheError(f"{path} is not a saved cache: {error}") from None
+            raise CacheError(f"{path} is not a saved cache: {error!r}") from None
+        return cache
+
+    @classmethod
+    def _of(cls, tensors: dict[str, Tensor], layers: int) -> "Cache":
+        """The cache whose :meth:`_tensors` and lengths these are."""
         slots: list[Slot | None] = [None] * layers
         for i in range(layers):
             if f"{i}.k" in tensors:

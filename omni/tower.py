@@ -4,11 +4,12 @@ The two meet only in the cache: layer i of the denoiser reads the slot of contex
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from omni.cache import Cache, CacheError
 from omni.config import TowerConfig
-from omni.layers import Modulation, RMSNorm, Rotary, build_time
+from omni.layers import Modulation, RMSNorm, Rotary, build_time, wide
 from omni.mixers import MIXERS, Layout
 
 BEFORE_NORM = "M*"
@@ -79,6 +80,7 @@ class Tower(nn.Module):
             lengths, back = mask.sum(dim=1), _mover(torch.argsort(order, dim=1))
         else:
             lengths = back = None
+        self._check(x, cache, context, lengths, segments, causal, time)
         layout = self._layout(x, cache, context, lengths, segments, positions, causal)
         x = self._run(x, layout, cache, context, time, noisy)
         return back(x) if back else x
@@ -88,7 +90,7 @@ class Tower(nn.Module):
         slots = cache.slots if cache else none
         reads = context.slots if context else none
         if self.config.residual_fp32:
-            x = x.float()
+            x = x.to(wide(x.dtype))
         x, modulations = self.time(x, time, noisy)
         for block, slot, read, modulation in zip(self.blocks, slots, reads, modulations or none, strict=True):
             x = block(x, layout, slot, read, modulation)
@@ -97,36 +99,39 @@ class Tower(nn.Module):
         return self.norm(x.to(self.norm.weight.dtype))
 
     def _layout(self, x, cache, context, lengths, segments, positions, causal) -> Layout:
-        if cache is not None and segments is not None:
-            raise CacheError("packed sequences cannot share a cache: give them one row each")
+        if segments is not None:
+            segments = _counted(segments)
+        positions = self._positions(x, cache, segments, positions)
+        where = {}
+        if cache is not None:
+            where = {"held": cache.length, "recording": cache.in_window}
+            where["starts"] = None if cache.uniform else cache.lengths
+        if context is not None:
+            where = {"context_length": context.length, "context_rotary": self._context_rotary(context)}
+            where["context_lengths"] = None if context.uniform else context.lengths
+        rotary = self.rotary(positions) if self.rotary is not None else None
+        layout = Layout(x.shape[1], causal=causal, lengths=lengths, segments=segments, rotary=rotary, **where)
+        if cache is not None and cache.positions is not None:
+            cache.positions.append(positions.permute(1, 0, 2).unsqueeze(-1), layout.held, layout.places)
+        return layout
+
+    def _check(self, x, cache, context, lengths, segments, causal, time) -> None:
+        """Refuse what has no meaning, before anything is computed or a cache is touched."""
+        if cache is not None and context is not None:
+            raise CacheError("a call extends its own cache or reads a context, not both")
+        if segments is not None and (cache is not None or context is not None or not causal):
+            raise CacheError("packed sequences are read causally and without a cache: give them one row each")
+        if cache is not None and not causal:
+            raise CacheError("only a causal call can extend a cache")
         if cache is not None and cache.in_window and lengths is not None:
             raise CacheError("rows of different lengths cannot be fed in an open window")
         for name, held in (("cache", cache), ("context", context)):
             if held is not None and held.batch != x.shape[0]:
                 raise CacheError(f"the {name} holds {held.batch} rows; the call has {x.shape[0]}")
-        starts = cache.lengths if cache is not None else None
-        positions = self._positions(x, cache, segments, positions)
-        rotary = self.rotary(positions) if self.rotary is not None else None
-        if cache is not None and cache.positions is not None:
-            cache.positions.append(positions.permute(1, 0, 2).unsqueeze(-1).float(), starts, cache.start)
-        read = {}
-        if context is not None:
-            read = {
-                "context_lengths": context.lengths,
-                "context_length": context.length,
-                "context_uniform": context.uniform,
-                "context_rotary": self._context_rotary(context),
-            }
-        return Layout(
-            causal=causal,
-            lengths=lengths,
-            segments=segments,
-            rotary=rotary,
-            starts=starts,
-            start=cache.start if cache is not None else 0,
-            recording=cache is not None and cache.in_window,
-            **read,
-        )
+            if held is not None and len(held.slots) != len(self.blocks):
+                raise CacheError(f"the {name} holds {len(held.slots)} layers; the tower has {len(self.blocks)}")
+        if self.config.time is not None and time is None:
+            raise ValueError("this tower is conditioned on a noise level: give its time")
 
     def _positions(self, x: Tensor, cache: Cache | None, segments, positions: Tensor | None) -> Tensor | None:
         """(3, b, n): the caller's, or each token's index in its sequence."""
@@ -136,9 +141,7 @@ class Tower(nn.Module):
         if cache is not None:
             index = index + cache.next_positions()[:, None]
         elif segments is not None:
-            first = torch.ones_like(segments, dtype=torch.bool)
-            first[:, 1:] = segments[:, 1:] != segments[:, :-1]
-            index = index - torch.where(first, index, 0).cummax(dim=1).values
+            index = index - torch.searchsorted(segments, segments)  # the first token of the same number
         return index.expand(3, -1, -1)
 
     def _context_rotary(self, context: Cache) -> tuple[Tensor, Tensor] | None:
@@ -146,6 +149,11 @@ class Tower(nn.Module):
         if self.rotary is None or not attention.context_norm or context.positions is None:
             return None
         return self.rotary(context.positions.data[:, :, : context.length, 0].permute(1, 0, 2))
+
+
+def _counted(segments: Tensor) -> Tensor:
+    """(b, n) any numbers -> 0, 1, 2 ... along each row: a number that comes back is another sequence."""
+    return F.pad(segments.diff(dim=1).ne(0).cumsum(1), (1, 0))
 
 
 def _mover(order: Tensor):

@@ -38,15 +38,12 @@ class Attention(nn.Module):
     ) -> Tensor:
         q, k, v = self._heads(x, layout)
         if slot is not None:
-            n = x.shape[1]
-            slot.k.append(k, layout.starts, layout.start)
-            slot.v.append(v, layout.starts, layout.start)
-            end = (int(layout.starts.max()) if layout.start is None else layout.start) + n
-            k, v = slot.k.data[:, :, :end], slot.v.data[:, :, :end]
+            k = slot.k.append(k, layout.held, layout.places)
+            v = slot.v.append(v, layout.held, layout.places)
         if context is not None:
             k, v = self._after_context(k, v, layout, context)
-        mask = _causal_mask(layout, k) if layout.causal else _block_mask(layout, k, x.shape[1])
-        out = attend(q, k, v, causal=layout.causal and mask is None, mask=mask)
+        # A single query is the last one: it may see all that there is.
+        out = attend(q, k, v, causal=layout.causal and layout.n > 1, mask=layout.mask)
         return self.o_proj(rearrange(out, "b H n p -> b n (H p)"))
 
     def _heads(self, x: Tensor, layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
@@ -63,33 +60,3 @@ class Attention(nn.Module):
             bare = rotate_back(k_context, layout.context_rotary)
             k_context = rotate(self.context_norm(bare), layout.context_rotary)
         return torch.cat([k_context.to(k.dtype), k], dim=2), torch.cat([v_context.to(v.dtype), v], dim=2)
-
-
-def _causal_mask(layout: Layout, k: Tensor) -> Tensor | None:
-    """(b, 1, n, m), True where a query may look; None where plain causality is enough.
-
-    Right padding needs no mask: a real token never looks to its right.
-    """
-    if layout.segments is not None:
-        n = layout.segments.shape[1]
-        same = layout.segments[:, None, :, None] == layout.segments[:, None, None, :]
-        return same & torch.ones(n, n, dtype=torch.bool, device=k.device).tril()
-    if layout.start is not None:
-        return None
-    n = k.shape[2] - int(layout.starts.max())
-    last = layout.starts[:, None] + torch.arange(n, device=k.device)
-    return torch.arange(k.shape[2], device=k.device) <= last[:, None, :, None]
-
-
-def _block_mask(layout: Layout, k: Tensor, n: int) -> Tensor | None:
-    """(b, 1, 1, m) for a block with full attention: what is padding in the context or in the block is hidden."""
-    ragged = layout.context_lengths is not None and not layout.context_uniform
-    if layout.lengths is None and not ragged:
-        return None
-    own = torch.ones(k.shape[0], n, dtype=torch.bool, device=k.device)
-    if layout.lengths is not None:
-        own = ~layout.padding(n)
-    if layout.context_lengths is None:
-        return own[:, None, None]
-    read = torch.arange(layout.context_length, device=k.device) < layout.context_lengths[:, None]
-    return torch.cat([read, own], dim=1)[:, None, None]

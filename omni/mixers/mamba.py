@@ -45,7 +45,7 @@ class Mamba(nn.Module):
         dt = self._step_size(dt, layout)
         if slot is not None and layout.recording:
             slot.window.append((xbc, dt, self._advance))
-        if slot is not None and u.shape[1] == 1 and layout.lengths is None and not torch.is_grad_enabled():
+        if slot is not None and layout.n == 1 and layout.lengths is None and not torch.is_grad_enabled():
             y = self._one(xbc[:, 0], dt[:, 0], slot)[:, None]
         else:
             y = self._many(xbc, dt, layout, slot, context)
@@ -58,8 +58,7 @@ class Mamba(nn.Module):
         dt = F.softplus(dt.to(w) + self.dt_bias.to(w))
         if low > 0 or math.isfinite(high):
             dt = dt.clamp(low, high)
-        padding = layout.padding(dt.shape[1])
-        return dt if padding is None else dt.masked_fill(padding[..., None], 0.0)
+        return dt if layout.padding is None else dt.masked_fill(layout.padding[..., None], 0.0)
 
     def _many(
         self, xbc: Tensor, dt: Tensor, layout: Layout, slot: MambaSlot | None, context: MambaSlot | None
@@ -70,7 +69,7 @@ class Mamba(nn.Module):
         mixed = causal_conv(xbc, weight, bias, initial=conv, segments=layout.segments)
         x, B, C = self._split(mixed)
         # A block shorter than a chunk is one chunk: seeded states and long chunks do not mix well in every kernel.
-        chunk = min(self.config.chunk_size, x.shape[1])
+        chunk = min(self.config.chunk_size, layout.n)
         y, state = scan(
             x,
             dt,

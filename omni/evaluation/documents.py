@@ -1,0 +1,258 @@
+"""Reading: questions about held-out pages and their transcription, or questions about people's own documents.
+
+Own documents are lines of JSON: {"document": path, "question": text, "answers": [text, ...]} and, if it matters,
+"page" (counted from 1). Paths are relative to the file that names them.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from omni.cache import Cache
+from omni.data.documents import LEVELS, Document, sample_document
+from omni.decoders.autoregressive import Row, generate
+from omni.decoders.sampling import SamplingParams
+from omni.evaluation.report import averages, grouped, held_out, progress
+from omni.inputs import Inputs, pad_rows
+from omni.metrics import anls, character_accuracy, exact_match
+from omni.model import Omni
+from omni.pipelines.documents import TRANSCRIBE, DocumentQA
+from omni.tokenizers.image import border_colour
+from omni.tokenizers.text import StreamDecoder
+
+PAGES_AT_ONCE = 32  # pages of one size that are read together
+ANSWER = 48  # tokens of an answer
+TRANSCRIPTION = {"word": 48, "line": 64, "lines": 160, "page": 512}  # tokens of one, by level
+SCORES = {"anls": anls, "exact_match": exact_match}
+MAX_LINES = 1_000_000
+CONTROLS = ("blank", "shuffled")
+
+
+def run(
+    model: Omni, count: int, seed: int, data: Path | None = None, questions: int = 3, transcribed: int | None = None
+) -> tuple[dict[str, Any], list[dict]]:
+    """``count`` pages with ``questions`` each; ``transcribed`` pieces of every level are read aloud (default: a fifth).
+
+    Metrics: ANLS and exact match of the answers; the same with a blank page and with another page of the same size in
+    its place; character accuracy of the transcription.
+    """
+    reader = DocumentQA(model)
+    if data is not None:
+        return _own(reader, data, count)
+    if questions < 1:
+        raise ValueError(f"questions is {questions}; it must be at least 1")
+    seeds = list(held_out(seed, count))
+    pages = [sample_document(s) for s in seeds]
+    asked = [Random(s).sample(page.qa, min(questions, len(page.qa))) for s, page in zip(seeds, pages, strict=True)]
+    samples = _ask(model, seeds, pages, asked)
+    metrics = averages(samples, [*SCORES, *(f"{c}_anls" for c in CONTROLS)])
+    transcripts = _transcribe(model, seed, max(1, count // 5) if transcribed is None else transcribed)
+    levels = grouped(transcripts, "level", ["character_accuracy"])
+    metrics |= {"character_accuracy": levels.get("page", {}).get("character_accuracy")}
+    groups = grouped(samples, "kind", [*SCORES, *(f"{c}_anls" for c in CONTROLS)])
+    groups |= {f"transcribed {level}": levels[level] for level in LEVELS if level in levels}
+    return {**metrics, "groups": groups}, samples + transcripts
+
+
+# -- held-out pages --------------------------------------------------------------------------------------------------
+
+
+def _ask(model: Omni, seeds: list[int], pages: list[Document], asked: list[list[tuple[str, str]]]) -> list[dict]:
+    """One sample a question, with the answers to the page and to the two controls."""
+    pictures = [Image.fromarray(page.image) for page in pages]
+    questions = [[question for question, _ in some] for some in asked]
+    shown = {"": pictures, "blank": [blank(p) for p in pictures], "shuffled": shuffled(pictures)}
+    said = {name: answer_pages(model, some, questions, ANSWER, f"pages {name}".strip()) for name, some in shown.items()}
+    samples = []
+    for i, page in enumerate(pages):
+        for j, (question, answer) in enumerate(asked[i]):
+            sample = {"seed": seeds[i], "kind": page.kind, "question": question, "answers": [answer]}
+            sample |= _scored(said[""][i][j], [answer])
+            for name in CONTROLS:
+                if said[name][i] is not None:
+                    sample |= {f"{name}_{k}": v for k, v in _scored(said[name][i][j], [answer]).items()}
+            samples.append(sample)
+    return samples
+
+
+def _scored(said: str, answers: Sequence[str]) -> dict[str, Any]:
+    return {"said": said, **{name: score(said, answers) for name, score in SCORES.items()}}
+
+
+def blank(picture: Image.Image) -> Image.Image:
+    """An empty page of the same size and paper."""
+    colour = border_colour(np.asarray(picture))
+    return Image.new("RGB", picture.size, tuple(int(c) for c in colour))
+
+
+def shuffled(pictures: Sequence[Image.Image]) -> list[Image.Image | None]:
+    """For each picture the next one of its size; None where there is no other."""
+    found: list[Image.Image | None] = [None] * len(pictures)
+    for members in _by_size(pictures):
+        if len(members) > 1:
+            for i, other in zip(members, [*members[1:], members[0]], strict=True):
+                found[i] = pictures[other]
+    return found
+
+
+def _by_size(pictures: Sequence[Image.Image | None]) -> list[list[int]]:
+    """Indices of the pictures of each size."""
+    sizes: dict[tuple[int, int], list[int]] = {}
+    for i, picture in enumerate(pictures):
+        if picture is not None:
+            sizes.setdefault(picture.size, []).append(i)
+    return list(sizes.values())
+
+
+def _transcribe(model: Omni, seed: int, count: int) -> list[dict]:
+    samples = []
+    for level in LEVELS:
+        seeds = list(held_out(seed, count))
+        pieces = [sample_document(s, level) for s in seeds]
+        pictures = [Image.fromarray(piece.image) for piece in pieces]
+        said = answer_pages(model, pictures, [[TRANSCRIBE]] * count, TRANSCRIPTION[level], f"transcribing {level}")
+        for s, piece, (text,) in zip(seeds, pieces, said, strict=True):
+            accuracy = character_accuracy(text, piece.text)
+            sample = {"seed": s, "level": level, "said": text, "text": piece.text, "character_accuracy": accuracy}
+            samples.append(sample)
+    return samples
+
+
+# -- many pages at once ----------------------------------------------------------------------------------------------
+
+
+@torch.inference_mode()
+def answer_pages(
+    model: Omni,
+    pictures: Sequence[Image.Image | None],
+    questions: Sequence[Sequence[str]],
+    limit: int,
+    label: str = "pages",
+) -> list[list[str] | None]:
+    """Greedy answers to each page's questions: what ``DocumentQA`` answers, with pages of one size read together.
+
+    Each page is read once; its questions continue copies of its cache. None stays None.
+    """
+    answers: list[list[str] | None] = [None] * len(pictures)
+    with progress(label, sum(picture is not None for picture in pictures)) as advance:
+        for members in _by_size(pictures):
+            for start in range(0, len(members), PAGES_AT_ONCE):
+                some = members[start : start + PAGES_AT_ONCE]
+                found = _answer_batch(model, [pictures[i] for i in some], [questions[i] for i in some], limit)
+                for i, texts in zip(some, found, strict=True):
+                    answers[i] = texts
+                advance(len(some))
+    return answers
+
+
+def _answer_batch(
+    model: Omni, pictures: list[Image.Image], questions: list[Sequence[str]], limit: int
+) -> list[list[str]]:
+    prompts, pixels, owners = [], [], []
+    for i, (picture, some) in enumerate(zip(pictures, questions, strict=True)):
+        for question in some:
+            content = [{"type": "image", "image": picture}, {"type": "text", "text": question}]
+            inputs = model.prepare([{"role": "user", "content": content}], thinking=False)
+            prompts.append(inputs.input_ids[0].tolist())
+            owners.append(i)
+        pixels += inputs.pixels
+    shared = _common(prompts, model.config.special_tokens["image"])
+    cache = model.new_cache(len(pictures))
+    prefix = torch.tensor([prompts[0][:shared]] * len(pictures), device=model.device)
+    model.read(Inputs(prefix, pixels=tuple(pixels)), cache)
+    ids, mask = pad_rows([prompt[shared:] for prompt in prompts], pad=0)
+    texts = complete(
+        model, Inputs(ids, mask).to(model.device), cache.select(torch.tensor(owners, device=model.device)), limit
+    )
+    return [[text for text, owner in zip(texts, owners, strict=True) if owner == i] for i in range(len(pictures))]
+
+
+def _common(prompts: list[list[int]], image: int) -> int:
+    """Tokens of the page with what stands before it: the same in all prompts, as the pages are of one size."""
+    first = prompts[0]
+    shared = len(first) - first[::-1].index(image)
+    if any(prompt[:shared] != first[:shared] or len(prompt) == shared for prompt in prompts):
+        raise ValueError("the chat format puts the question before the page; pages cannot be read ahead")
+    return shared
+
+
+def complete(model: Omni, inputs: Inputs, cache: Cache, limit: int) -> list[str]:
+    """Greedy texts behind ``inputs``, which continue ``cache``; rows leave the batch when they end."""
+    end = model.tokenizer.special["eos"]
+    ends = frozenset(end if isinstance(end, list) else [end])
+    params = SamplingParams(temperature=0)
+    rows = [Row(params, StreamDecoder(model.tokenizer), limit, eos=ends) for _ in range(len(inputs.input_ids))]
+
+    def step(tokens: Tensor) -> Tensor:
+        return model.logits(tokens[:, None], cache, last_only=True)[:, -1]
+
+    def keep(going: Tensor) -> None:
+        nonlocal cache
+        cache = cache.select(going)
+
+    texts = [""] * len(rows)
+    for event in generate(model.logits(inputs, cache, last_only=True)[:, -1], rows, step, keep):
+        texts[event.row] += event.text
+    return [text.strip() for text in texts]
+
+
+# -- own documents ---------------------------------------------------------------------------------------------------
+
+
+def _own(reader: DocumentQA, path: Path, count: int) -> tuple[dict[str, Any], list[dict]]:
+    """The first ``count`` lines of ``path``; questions on one document, or one page of it, are asked together."""
+    cases = read_cases(path)[:count]
+    together: dict[tuple[str, int | None], list[int]] = {}
+    for i, case in enumerate(cases):
+        together.setdefault((case["document"], case.get("page")), []).append(i)
+    samples: list[dict] = [{} for _ in cases]
+    with progress("documents", len(cases)) as advance:
+        for (document, page), members in together.items():
+            found = reader(path.parent / document, [cases[i]["question"] for i in members], page=page)
+            for i, answer in zip(members, found, strict=True):
+                told = {"pages": list(answer.pages), "confidence": answer.confidence}
+                samples[i] = {**cases[i], **_scored(answer.text, cases[i]["answers"]), **told}
+            advance(len(members))
+    return {**averages(samples, list(SCORES)), "groups": grouped(samples, "document", list(SCORES))}, samples
+
+
+def read_cases(path: Path) -> list[dict[str, Any]]:
+    """The lines of a file of own cases. ValueError names the line that is wrong."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    if len(lines) > MAX_LINES:
+        raise ValueError(f"{path} has {len(lines)} lines; the limit is {MAX_LINES}")
+    cases = [_case(line, f"{path}, line {n}", path.parent) for n, line in enumerate(lines, 1) if line.strip()]
+    if not cases:
+        raise ValueError(f"{path} holds no cases")
+    return cases
+
+
+def _case(line: str, where: str, folder: Path) -> dict[str, Any]:
+    try:
+        case = json.loads(line)
+    except (json.JSONDecodeError, RecursionError):
+        raise ValueError(f"{where} is not JSON") from None
+    if not isinstance(case, dict):
+        raise ValueError(f"{where} is not an object")
+    for name in ("document", "question"):
+        if not isinstance(case.get(name), str) or not case[name].strip():
+            raise ValueError(f"{where}: {name!r} must be a text that is not empty, not {case.get(name)!r}")
+    answers = case.get("answers")
+    if not isinstance(answers, list) or not answers or not all(isinstance(a, str) for a in answers):
+        raise ValueError(f"{where}: 'answers' must be a list of at least one text, not {answers!r}")
+    page = case.get("page")
+    if page is not None and (isinstance(page, bool) or not isinstance(page, int)):
+        raise ValueError(f"{where}: 'page' must be a whole number, not {page!r}")
+    if not (folder / case["document"]).is_file():
+        raise ValueError(f"{where}: there is no file {folder / case['document']}")
+    return case

@@ -299,20 +299,25 @@ def _train(args: Arguments) -> Any:
 def _eval_arguments(parser: Parser) -> None:
     parser.add_argument("task", metavar="TASK", help="a task's name; `omni eval list` shows them")
     parser.add_argument("--data", type=Path, metavar="FILE", help="own cases, one JSON object a line")
-    parser.add_argument("--count", type=whole(1, 1_000_000), default=200, help="cases (default: 200)")
+    parser.add_argument("--count", type=whole(1, 100_000), default=200, help="cases (default: 200)")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the report with every case as JSON")
 
 
 def _eval(args: Arguments) -> Any:
     from omni.evaluation import TASKS, evaluate, table
 
     if args.task == "list":
-        _print(args, "\n".join(TASKS))
-        return list(TASKS)
+        _print(args, "\n".join(f"{name:<12}{task.summary}" for name, task in TASKS.items()))
+        return {name: task.summary for name, task in TASKS.items()}
     if args.task not in TASKS:
         raise UsageError(f"unknown task {args.task!r}; known: {', '.join(TASKS)}")
-    result = evaluate(args.task, _load(args), count=args.count, seed=args.seed, data=args.data)
-    _print(args, table(result))
-    return result
+    if args.data is not None and not TASKS[args.task].takes_data:
+        raise UsageError(f"the task {args.task!r} draws its own cases; it takes no --data")
+    report = evaluate(args.task, _load(args), count=args.count, seed=args.seed, data=args.data)
+    if args.out is not None:
+        report.save(args.out)
+    _print(args, table(report))
+    return report.as_dict()
 
 
 def _bench_arguments(parser: Parser) -> None:
@@ -329,18 +334,20 @@ def _bench(args: Arguments) -> Any:
 
 def _info_arguments(parser: Parser) -> None:
     parser.add_argument("name", metavar="MODEL", nargs="?", help="preset, local folder or hub id (default: --model)")
-    parser.add_argument("--memory", action="store_true", help="estimate the memory of weights and cache")
+    parser.add_argument("--memory", metavar="SIZE", help="say whether it fits, such as 24GiB")
     parser.add_argument("--context", type=whole(1, 1 << 40), default=4096, help="tokens a row (default: 4096)")
     parser.add_argument("--batch", type=whole(1, 1 << 20), default=1, help="rows (default: 1)")
-    parser.add_argument("--dtype", default="bfloat16", help="of weights and cache (default: bfloat16)")
+    parser.add_argument("--dtype", default="bfloat16", help="float32, bfloat16, fp8, nvfp4 (default: bfloat16)")
 
 
 def _info(args: Arguments) -> Any:
     from omni.info import describe, table
 
-    result = describe(args.name or args.model, context=args.context, batch=args.batch, dtype=args.dtype)
-    _print(args, table(result))
-    return result
+    described = describe(
+        args.name or args.model, context=args.context, batch=args.batch, dtype=args.dtype, memory=args.memory
+    )
+    _print(args, table(described))
+    return described.as_dict()
 
 
 def _convert_arguments(parser: Parser) -> None:

@@ -40,13 +40,14 @@ LEVELS = {
     "omni.pipelines": 7,
     "omni.data": 7,
     "omni.bench": 8,
-    "omni.cli": 8,
     "omni.demo": 8,
     "omni.evaluation": 8,
+    "omni.harness": 8,
     "omni.info": 8,
     "omni.training": 8,
     "omni.training_callbacks": 8,
-    "omni.__main__": 9,
+    "omni.cli": 9,
+    "omni.__main__": 10,
 }
 
 
@@ -159,9 +160,7 @@ def test_stage_folders_shadow_nothing():
 
 def test_every_package_is_in_the_wheel():
     text = (ROOT / "pyproject.toml").read_text()
-    listed = set(
-        re.findall(r'"(omni(?:\.\w+)*)"', text[text.index("packages = [") : text.index("include-package")])
-    )
+    listed = set(re.findall(r'"(omni(?:\.\w+)*)"', text[text.index("packages = [") : text.index("include-package")]))
     held = {m.rpartition(".")[0] for m in sources() if "." in m} | {"omni", "omni._data"}
     assert listed == held
 
@@ -196,9 +195,7 @@ def test_readme_tree_is_true():
     named = {p.resolve() for p in shown}
     unnamed = []
     for path in sources().values():
-        in_named_folder = (
-            path.parent not in (ROOT / "omni", *(ROOT / s for s in STAGES)) and path.parent in named
-        )
+        in_named_folder = path.parent not in (ROOT / "omni", *(ROOT / s for s in STAGES)) and path.parent in named
         if path not in named and not in_named_folder and path.name != "__init__.py":
             unnamed.append(str(path.relative_to(ROOT)))
     assert not unnamed, f"the README's tree does not show {unnamed}"

@@ -13,6 +13,8 @@ Sizes carry the field's names; the spellings of published ``config.json`` files 
 
 import dataclasses
 import math
+import types
+import typing
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -279,6 +281,22 @@ class VisionConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CodecConfig:
+    """A convolutional autoencoder between pixels and latents."""
+
+    channels: int = 8
+    factor: int = 8  # pixels behind one latent, along a side
+    width: int = 32  # channels of its finest layer
+
+    def __post_init__(self) -> None:
+        _check_sizes(self)
+        _require(
+            self.factor & (self.factor - 1) == 0 and self.factor > 1,
+            f"CodecConfig.factor is {self.factor}; it must be a power of two above one",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class LatentConfig:
     """Image latents that the denoiser refines: grid of ``size / patch_size`` tokens of ``channels`` numbers."""
 
@@ -287,6 +305,7 @@ class LatentConfig:
     image_size: int = 64  # side, in pixels, that the weights were trained at
     prediction: str = "velocity"  # what the head says: "velocity" (noise - data), or "sample" (the clean latents)
     position_offset: int = 15_000  # of the latents' time axis behind the prompt (Cosmos 3)
+    codec: CodecConfig | None = None  # None: the latents are the pixels
 
     def __post_init__(self) -> None:
         for name in ("patch_size", "channels", "image_size"):
@@ -357,6 +376,7 @@ _NESTED = {
     "mtp": MTPConfig,
     "vision": VisionConfig,
     "latent": LatentConfig,
+    "codec": CodecConfig,
     "mamba": MambaConfig,
     "attention": AttentionConfig,
     "mlp": MLPConfig,
@@ -366,17 +386,35 @@ _NESTED = {
 }
 
 
+def _fits(hint: Any, value: Any) -> bool:
+    """Whether a value read from a file has the type that its field declares; a whole number will do for a float."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(argument, value) for argument in arguments)
+    if origin is tuple:
+        return isinstance(value, tuple) and len(value) == len(arguments) and all(map(_fits, arguments, value))
+    if origin is list:
+        return isinstance(value, list) and all(_fits(arguments[0], v) for v in value)
+    if origin is dict:
+        return isinstance(value, dict) and all(isinstance(k, str) and _fits(arguments[1], v) for k, v in value.items())
+    if hint in (int, float):
+        return isinstance(value, int if hint is int else (int, float)) and not isinstance(value, bool)
+    return isinstance(value, hint)
+
+
 def from_dict(cls: type, plain: dict[str, Any]) -> Any:
     """Inverse of :func:`to_dict`. An unknown key is an error that lists the known ones."""
     known = {item.name for item in dataclasses.fields(cls)}
     unknown = sorted(set(plain) - known)
     _require(not unknown, f"{cls.__name__} has no fields {unknown}; known: {sorted(known)}")
+    hints = typing.get_type_hints(cls)
     values = {}
     for name, value in plain.items():
         if name in _NESTED and isinstance(value, dict):
             value = from_dict(_NESTED[name], value)
         elif isinstance(value, list) and name not in ("special_tokens",):
             value = tuple(math.inf if v == "inf" else v for v in value)
+        _require(_fits(hints[name], value), f"{cls.__name__}.{name} is {value!r}; it must be {hints[name]}")
         values[name] = value
     try:
         return cls(**values)
@@ -387,6 +425,7 @@ def from_dict(cls: type, plain: dict[str, Any]) -> Any:
 __all__ = [
     "LETTERS",
     "AttentionConfig",
+    "CodecConfig",
     "ConfigError",
     "LatentConfig",
     "MLPConfig",

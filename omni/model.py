@@ -24,6 +24,7 @@ from omni.encoders.vision import VisionEncoder
 from omni.inputs import Inputs, image_positions, image_runs, pad_rows
 from omni.layers import wide
 from omni.mtp import MTP
+from omni.tokenizers.latent import ConvCodec
 from omni.tower import Tower
 
 
@@ -42,6 +43,7 @@ class Omni(nn.Module):
         self.vision, self.projector = self._build_vision(config)
         self.denoiser = Tower(config.denoiser) if config.denoiser else None
         self.latents = LatentHead(config.denoiser.d_model, config.latent) if config.latent else None
+        self.codec = ConvCodec(config.latent.codec) if config.latent and config.latent.codec else None
         if not self.embed.weight.is_meta:
             nn.init.normal_(self.embed.weight, std=0.02)
 

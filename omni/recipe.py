@@ -39,6 +39,7 @@ class ReadPlan:
     bare: float = 0.0  # share of batches that only transcribe, without a chat around
     talk: bool = True  # False: only name the glyphs under each patch
     weight: float = 1.0
+    cell_weight: float = 0.3  # of naming the characters within each token's square
     glyph_weight: float = 1.0  # 0: the vision encoder stays as it is
     every: int = 1  # steps between batches of this kind
 
@@ -58,7 +59,7 @@ class DrawPlan:
     size: int
     draws: int = 4
     drop: float = 0.1
-    time_mean: float = 0.8
+    time_mean: float = 0.3
     weight: float = 1.0
     caption_weight: float = 0.1
     every: int = 1
@@ -66,6 +67,15 @@ class DrawPlan:
     def __post_init__(self) -> None:
         _check_counts(self, "size", "draws", "every")
         _check(self, "drop", 0, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodecPlan:
+    """The autoencoder alone: ``size`` scenes, painted again from latents with Gaussian ``noise``."""
+
+    size: int
+    noise: float = 0.15
+    every: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +104,7 @@ class Stage:
     read: ReadPlan | None = None
     draw: DrawPlan | None = None
     talk: TalkPlan | None = None
+    codec: CodecPlan | None = None
 
     def __post_init__(self) -> None:
         _check(self, "steps", 1, whole=True)
@@ -185,7 +196,7 @@ def scaled(plan: Any, scale: float) -> Any:
 
 def _stage(plain: dict[str, Any]) -> Stage:
     _require(isinstance(plain, dict), f"a stage is {plain!r}; it must be a mapping")
-    parts = {"read": ReadPlan, "draw": DrawPlan, "talk": TalkPlan}
+    parts = {"read": ReadPlan, "draw": DrawPlan, "talk": TalkPlan, "codec": CodecPlan}
     return _build(Stage, {k: _build(parts[k], v) if k in parts and v else v for k, v in plain.items()})
 
 

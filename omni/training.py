@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from omni import losses
 from omni.data.batches import (
+    CELL_SLOTS,
     GLYPH_CLASSES,
     GLYPH_SLOTS,
     DrawBatch,
@@ -35,8 +36,9 @@ from omni.decoders.flow import interpolate
 from omni.inputs import Inputs
 from omni.mixers.moe import Router
 from omni.model import Omni
-from omni.recipe import DrawPlan, ReadPlan, Recipe, TalkPlan, load_recipe, scaled
+from omni.recipe import CodecPlan, DrawPlan, ReadPlan, Recipe, TalkPlan, load_recipe, scaled
 from omni.tokenizers.bytes import ByteTokenizer
+from omni.tokenizers.latent import PixelCodec
 
 
 class Steps(IterableDataset):
@@ -55,7 +57,7 @@ class Steps(IterableDataset):
         stage, inner = self.recipe.at(step)
         seed = self.recipe.seed * 1_000_003 + step
         scale = self.recipe.batch_scale
-        plans = {"read": stage.read, "draw": stage.draw, "talk": stage.talk}
+        plans = {"read": stage.read, "draw": stage.draw, "talk": stage.talk, "codec": stage.codec}
         made = {}
         for kind, plan in plans.items():
             if plan is not None and inner % plan.every == 0:
@@ -63,10 +65,15 @@ class Steps(IterableDataset):
         return made
 
     def _read(self, seed: int, plan: ReadPlan) -> ReadBatch:
-        return read_batch(seed, plan.size, plan.mixture, self.encoding, questions=plan.questions, talk=plan.talk, bare=plan.bare)
+        return read_batch(
+            seed, plan.size, plan.mixture, self.encoding, questions=plan.questions, talk=plan.talk, bare=plan.bare
+        )
 
     def _draw(self, seed: int, plan: DrawPlan) -> DrawBatch:
         return draw_batch(seed, plan.size, self.encoding.special, self.encode, plan.drop)
+
+    def _codec(self, seed: int, plan: CodecPlan) -> DrawBatch:
+        return draw_batch(seed, plan.size, self.encoding.special, self.encode)
 
     def _talk(self, seed: int, plan: TalkPlan) -> TalkBatch:
         return talk_batch(seed, plan.size, plan.width, self.encoding)
@@ -80,6 +87,9 @@ class OmniTraining(L.LightningModule):
         self.model, self.recipe = model, recipe
         d = model.config.vision.d_model if model.config.vision else 1
         self.glyph_head = nn.Linear(d, GLYPH_SLOTS * GLYPH_CLASSES)
+        self.cell_heads = nn.ModuleList(  # what the projector says, and what the context tower makes of it
+            nn.Linear(model.config.context.d_model, CELL_SLOTS * GLYPH_CLASSES) for _ in range(2)
+        )
         self.ema = Average(model, recipe.ema)
 
     def training_step(self, batch: dict[str, Any], index: int) -> Tensor:
@@ -102,6 +112,11 @@ class OmniTraining(L.LightningModule):
             return parts
         tokens = self.model.project(features, batch.pixels.shape[-2:])
         hidden = self.model.read(Inputs(batch.input_ids, pixels=tuple(batch.pixels)), seen=tuple(tokens))
+        run = batch.input_ids == self.model.config.special_tokens["image"]
+        seen = hidden[run].view_as(tokens)
+        for name, head, states in zip(("cell", "cell_read"), self.cell_heads, (tokens, seen), strict=True):
+            named = head(states).unflatten(-1, (CELL_SLOTS, GLYPH_CLASSES))
+            parts[name] = (plan.cell_weight, losses.glyphs(named, batch.cells))
         return parts | {"read": (plan.weight, losses.next_token(self.model.predict(hidden), batch.labels))}
 
     def draw_losses(self, plan: DrawPlan, batch: DrawBatch) -> dict[str, tuple[float, Tensor]]:
@@ -110,7 +125,7 @@ class OmniTraining(L.LightningModule):
         hidden = self.model.read(Inputs(batch.input_ids, batch.mask), cache)
         labels = batch.input_ids.masked_fill(~batch.mask, losses.IGNORED)
         caption = losses.next_token(self.model.predict(hidden), labels)
-        data = batch.images.repeat_interleave(plan.draws, dim=0)
+        data = self._latents(batch.pixels).repeat_interleave(plan.draws, dim=0)
         t = torch.sigmoid(torch.randn(len(data), device=data.device) + plan.time_mean)
         noise = torch.randn_like(data)
         velocity = self.model.velocity(interpolate(data, noise, t), t, cache.fork(plan.draws))
@@ -118,6 +133,23 @@ class OmniTraining(L.LightningModule):
             "draw": (plan.weight, losses.flow(velocity, data, noise)),
             "caption": (plan.caption_weight, caption),
         }
+
+    def _latents(self, pixels: Tensor) -> Tensor:
+        """Latents of the pictures; the codec is not trained by the denoiser and keeps its statistics."""
+        codec = self.model.codec
+        if codec is None:
+            return PixelCodec().encode(pixels)
+        with torch.no_grad():
+            codec.eval()
+            return codec.encode(pixels)
+
+    def codec_losses(self, plan: CodecPlan, batch: DrawBatch) -> dict[str, tuple[float, Tensor]]:
+        """Reconstruction through noisy latents: small errors of the denoiser must not show."""
+        codec = self.model.codec.train()
+        latents = codec.encode(batch.pixels)
+        painted = codec.paint(latents + plan.noise * torch.randn_like(latents))
+        wanted = batch.pixels * 2 - 1
+        return {"codec": (1.0, nn.functional.l1_loss(painted, wanted) + nn.functional.mse_loss(painted, wanted))}
 
     def talk_losses(self, plan: TalkPlan, batch: TalkBatch) -> dict[str, tuple[float, Tensor]]:
         hidden = self.model.read(Inputs(batch.input_ids, segments=batch.segments))

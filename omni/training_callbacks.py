@@ -17,6 +17,7 @@ from omni.families import save
 from omni.inputs import Inputs, pad_rows
 from omni.losses import next_token
 from omni.tensorfile import write_json
+from omni.tokenizers.latent import PixelCodec
 from omni.training import OmniTraining, encoding
 
 HELD_OUT = 7  # a batch seed far below the training seeds
@@ -95,17 +96,18 @@ def drawing(module: OmniTraining, path: Path) -> dict[str, float]:
         conditional, free = model.velocity(torch.cat([x, x]), torch.cat([t, t]), context).chunk(2)
         return free + 3.0 * (conditional - free)
 
-    size = model.config.latent.image_size
-    noise = torch.randn(PROMPTS, 3, size, size, generator=torch.Generator().manual_seed(0)).to(module.device)
-    pictures = to_pixels(integrate(velocity, noise, time_grid(20, 2.0)))
+    codec = model.codec or PixelCodec()
+    side = model.config.latent.image_size // codec.factor
+    noise = torch.randn(PROMPTS, codec.channels, side, side, generator=torch.Generator().manual_seed(0))
+    pictures = to_pixels(codec.decode(integrate(velocity, noise.to(module.device), time_grid(20))))
     right = [check(picture, request) for picture, (_, request) in zip(pictures, asked, strict=True)]
     save_sheet(pictures, path)
     return {"drawn_right": sum(right) / PROMPTS}
 
 
 def to_pixels(images: Tensor) -> np.ndarray:
-    """(b, 3, H, W) in [-1, 1] -> (b, H, W, 3) uint8"""
-    return ((images.float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    """(b, 3, H, W) in [0, 1] -> (b, H, W, 3) uint8"""
+    return (images.float() * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
 
 
 def save_sheet(pictures: np.ndarray, path: Path, columns: int = 6) -> None:

@@ -26,7 +26,7 @@ from omni.cache import Cache
 from omni.decoders.flow import SOLVERS, Guidance, Velocity, guided, integrate, time_grid
 from omni.inputs import Inputs, pad_rows
 from omni.model import Omni
-from omni.tokenizers.latent import PixelCodec
+from omni.tokenizers.latent import ConvCodec, PixelCodec
 from omni.tokenizers.prompts import caption_ids
 
 STEPS, GUIDANCE, SHIFT = 30, 3.0, 2.0  # where the checkpoint's own defaults say nothing
@@ -72,12 +72,12 @@ class Request:
 class TextToImage:
     """``TextToImage(model)("a red circle", seed=1).images[0]``"""
 
-    def __init__(self, model: Omni, codec: PixelCodec | None = None) -> None:
+    def __init__(self, model: Omni, codec: PixelCodec | ConvCodec | None = None) -> None:
         if model.latents is None:
             raise ValueError("this model draws no pictures; it has no denoiser for image latents")
         if model.tokenizer is None:
             raise ValueError("this model was loaded without a tokenizer; prompts need one")
-        self.model, self.codec = model, codec or PixelCodec()
+        self.model, self.codec = model, codec or model.codec or PixelCodec()
         if model.config.latent.channels != self.codec.channels:
             raise ValueError(
                 f"the model's latents have {model.config.latent.channels} channels; "
@@ -127,7 +127,7 @@ class TextToImage:
         """
         prompts = self._prompts(prompt)
         defaults = self.model.config.sampling
-        side = self.model.config.latent.image_size * self.codec.factor
+        side = self.model.config.latent.image_size
         request = Request(
             height=side if height is None else height,
             width=side if width is None else width,

@@ -16,12 +16,12 @@ from torch import Tensor
 from omni.data.documents import Document, sample_document
 from omni.data.scenes import sample_scene
 from omni.data.text import sample_text
-from omni.tokenizers.latent import PixelCodec
 from omni.tokenizers.prompts import caption_ids
 
 IGNORED = -100
 GLYPH_SLOTS = 2  # characters that a patch can name: one centred in its left half, one in its right half
 GLYPH_CLASSES = 96  # 0 is "no character", then printable ASCII from "!"
+CELL_SLOTS = 5  # characters centred within one token's square, in reading order
 TRANSCRIBE = ("Read the page.", "What is written here?", "Transcribe the text.")
 
 
@@ -37,6 +37,7 @@ class Batch:
 class ReadBatch(Batch):
     pixels: Tensor  # (b, 3, H, W) in [0, 1], one size a batch
     glyphs: Tensor  # (b, patches, GLYPH_SLOTS) classes
+    cells: Tensor  # (b, tokens, CELL_SLOTS) classes
     input_ids: Tensor | None  # (b, n) right-padded; None: glyphs only
     labels: Tensor | None  # (b, n) next tokens; IGNORED outside the answers
 
@@ -45,7 +46,7 @@ class ReadBatch(Batch):
 class DrawBatch(Batch):
     input_ids: Tensor  # (b, n) right-padded captions
     mask: Tensor  # (b, n)
-    images: Tensor  # (b, 3, H, W) latents in [-1, 1]
+    pixels: Tensor  # (b, 3, H, W) in [0, 1]
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ class TalkBatch(Batch):
 class Encoding:
     """What batches need to know of the model: its tokenizer and the pixels behind a patch and behind a token."""
 
+    encode: Callable[[str], list[int]]
     encode_chat: Callable[..., list[int]]
     special: dict
     patch: int
@@ -78,6 +80,20 @@ def glyph_targets(document: Document, patch: int) -> np.ndarray:
     return targets
 
 
+def cell_targets(document: Document, side: int) -> np.ndarray:
+    """(tokens, CELL_SLOTS) classes of the first characters, in reading order, within each token's square of pixels."""
+    height, width = document.image.shape[:2]
+    columns = width // side
+    targets = np.zeros((height // side * columns, CELL_SLOTS), dtype=np.int64)
+    for char, x, y in document.glyphs:
+        if 0 <= x < width and 0 <= y < height:
+            cell = targets[int(y) // side * columns + int(x) // side]
+            free = np.flatnonzero(cell == 0)
+            if len(free):
+                cell[free[0]] = ord(char) - 32
+    return targets
+
+
 def read_batch(
     seed: int,
     size: int,
@@ -86,6 +102,7 @@ def read_batch(
     *,
     questions: int = 4,
     talk: bool = True,
+    bare: float = 0.0,
 ) -> ReadBatch:
     """``size`` documents of one level and shape, drawn by ``mixture`` (level -> weight); fewer for larger images.
 
@@ -97,16 +114,34 @@ def read_batch(
     first = sample_document(base, level)
     shape = first.image.shape[:2]
     count = max(1, round(size * 160 * 160 / (shape[0] * shape[1])))
-    count = min(count, 16 * size)
+    count = min(count, 8 * size)  # short texts cost more than their small pictures
     documents = [first, *(sample_document(base + i, level, shape) for i in range(1, count))]
-    pixels = torch.from_numpy(np.stack([d.image for d in documents])).permute(0, 3, 1, 2).float() / 255
+    pixels = to_pixels([d.image for d in documents])
     glyphs = torch.from_numpy(np.stack([glyph_targets(d, encoding.patch) for d in documents]))
+    cells = torch.from_numpy(np.stack([cell_targets(d, encoding.token_pixels) for d in documents]))
     if not talk:
-        return ReadBatch(pixels, glyphs, None, None)
+        return ReadBatch(pixels, glyphs, cells, None, None)
     tokens = shape[0] * shape[1] // encoding.token_pixels**2
-    rows = [_conversation(d, rng, tokens, encoding, questions) for d in documents]
+    plain = rng.random() < bare
+    rows = [
+        _bare(d, rng, tokens, encoding) if plain else _conversation(d, rng, tokens, encoding, questions)
+        for d in documents
+    ]
     input_ids, labels = _pad(rows, encoding.special["pad"])
-    return ReadBatch(pixels, glyphs, input_ids, labels)
+    return ReadBatch(pixels, glyphs, cells, input_ids, labels)
+
+
+def _bare(document: Document, rng: Random, image_tokens: int, encoding: Encoding) -> tuple[list[int], list[int]]:
+    """The picture, then its transcription or its questions, without the words of a chat around them: half the tokens."""
+    special = encoding.special
+    ids = [special["image"]] * image_tokens
+    labels = [IGNORED] * image_tokens
+    ask = document.qa and rng.random() < 0.6
+    for question, answer in rng.sample(document.qa, len(document.qa)) if ask else [("", document.text)]:
+        asked = [*encoding.encode(question), special["end_think"]]
+        said = [*encoding.encode(answer), special["eos"][0]]
+        ids, labels = ids + asked + said, labels + [IGNORED] * len(asked) + said
+    return ids, labels
 
 
 def _conversation(
@@ -146,8 +181,12 @@ def draw_batch(seed: int, size: int, special: dict, encode: Callable[[str], list
     rows = [caption_ids("" if rng.random() < drop else s.caption, special, encode) for s in scenes]
     input_ids, _ = _pad([(r, r) for r in rows], special["pad"])
     mask = torch.arange(input_ids.shape[1]) < torch.tensor([[len(r)] for r in rows])
-    pixels = torch.from_numpy(np.stack([s.image for s in scenes])).permute(0, 3, 1, 2).float() / 255
-    return DrawBatch(input_ids, mask, PixelCodec().encode(pixels))
+    return DrawBatch(input_ids, mask, to_pixels([s.image for s in scenes]))
+
+
+def to_pixels(images: Sequence[np.ndarray]) -> Tensor:
+    """Pictures (H, W, 3) uint8 of one size -> (b, 3, H, W) in [0, 1]"""
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255
 
 
 def talk_batch(seed: int, size: int, width: int, encoding: Encoding) -> TalkBatch:

@@ -1,0 +1,85 @@
+"""Grouped-query attention: ``softmax(scale q k') v``, each key/value head serving H / K query heads.
+
+Shape letters: :mod:`omni.config`. Scores and softmax of the reference are taken in float32 (float64 where q
+is); the result has q's type.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from omni.kernels import Path, choose, wide
+
+MASK_LIMIT = 1 << 22  # entries of a causal mask that are held at once
+
+
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, *, causal: bool, mask: Tensor | None = None, scale: float | None = None
+) -> Tensor:
+    """q (b, H, n, p), k and v (b, K, m, p) -> (b, H, n, p).
+
+    ``causal`` aligns the last query with the last key: query i sees the keys j <= m - n + i. ``mask`` (b or 1,
+    1, n or 1, m) is True where a query may look; with both, both must allow. ``scale`` defaults to p ** -0.5.
+    Every query must see at least one key.
+    """
+    if causal and q.shape[2] > k.shape[2]:
+        raise ValueError(f"causal attention of {q.shape[2]} queries over {k.shape[2]} keys: the first sees none")
+    args = (q, k, v, causal, mask, scale)
+    return choose("attention", ATTENTION_PATHS, *args)(*args)
+
+
+def attend_reference(q, k, v, causal, mask=None, scale=None):
+    w = wide(q.dtype)
+    groups, n, m = q.shape[1] // k.shape[1], q.shape[2], k.shape[2]
+    k, v = (t.to(w).repeat_interleave(groups, dim=1) for t in (k, v))
+    scores = q.to(w) @ k.mT * (q.shape[-1] ** -0.5 if scale is None else scale)
+    if causal:
+        scores = scores.masked_fill(~_bottom_right(0, n, n, m, q.device), float("-inf"))
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
+    return (scores.softmax(-1) @ v).to(q.dtype)
+
+
+def attend_sdpa(q, k, v, causal, mask=None, scale=None):
+    """torch's fused attention. Its own causal flag fits only n == m; elsewhere the mask is made, a block at a time."""
+    n, m = q.shape[2], k.shape[2]
+    k, v = k.to(q.dtype), v.to(q.dtype)
+    causal = causal and n > 1  # a single query sees everything
+    if n == 1:
+        return _one_query(q, k, v, mask, scale)
+    grouped = q.shape[1] != k.shape[1]
+    if mask is None and (n == m or not causal):
+        return F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale, enable_gqa=grouped)
+    rows = max(1, MASK_LIMIT // m) if causal else n
+    blocks = []
+    for start in range(0, n, rows):
+        stop = min(start + rows, n)
+        seen = m - n + stop if causal else m  # keys beyond this are hidden from the whole block
+        allowed = _bottom_right(start, stop, n, m, q.device)[:, :seen] if causal else None
+        if mask is not None:
+            own = mask[:, :, start:stop, :seen] if mask.shape[2] > 1 else mask[..., :seen]
+            allowed = own if allowed is None else own & allowed
+        parts = q[:, :, start:stop], k[:, :, :seen], v[:, :, :seen]
+        blocks.append(F.scaled_dot_product_attention(*parts, allowed, scale=scale, enable_gqa=grouped))
+    return blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=2)
+
+
+def _one_query(q, k, v, mask, scale):
+    """The heads of a group stand as the queries of one head, so that keys and values are not copied per head."""
+    b, H, _, p = q.shape
+    folded = q.reshape(b, k.shape[1], -1, p)
+    return F.scaled_dot_product_attention(folded, k, v, mask, scale=scale).reshape(b, H, 1, v.shape[-1])
+
+
+def _bottom_right(start: int, stop: int, n: int, m: int, device: torch.device) -> Tensor:
+    """(stop - start, m): which keys the queries start..stop of n may see."""
+    queries = torch.arange(m - n + start, m - n + stop, device=device)
+    return torch.arange(m, device=device) <= queries[:, None]
+
+
+ATTENTION_PATHS = (
+    Path("sdpa", attend_sdpa),
+    Path("reference", attend_reference),
+)
+
+__all__ = ["ATTENTION_PATHS", "attend", "attend_reference"]

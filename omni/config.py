@@ -402,11 +402,28 @@ def _fits(hint: Any, value: Any) -> bool:
     return isinstance(value, hint)
 
 
+def _fits(hint: Any, value: Any) -> bool:
+    """Whether a value read from a file has the type that its field declares; a whole number will do for a float."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(argument, value) for argument in arguments)
+    if origin is tuple:
+        return isinstance(value, tuple) and len(value) == len(arguments) and all(map(_fits, arguments, value))
+    if origin is list:
+        return isinstance(value, list) and all(_fits(arguments[0], v) for v in value)
+    if origin is dict:
+        return isinstance(value, dict) and all(isinstance(k, str) and _fits(arguments[1], v) for k, v in value.items())
+    if hint in (int, float):
+        return isinstance(value, int if hint is int else (int, float)) and not isinstance(value, bool)
+    return isinstance(value, hint)
+
+
 def from_dict(cls: type, plain: dict[str, Any]) -> Any:
     """Inverse of :func:`to_dict`. An unknown key is an error that lists the known ones."""
     known = {item.name for item in dataclasses.fields(cls)}
     unknown = sorted(set(plain) - known)
     _require(not unknown, f"{cls.__name__} has no fields {unknown}; known: {sorted(known)}")
+    hints = typing.get_type_hints(cls)
     hints = typing.get_type_hints(cls)
     values = {}
     for name, value in plain.items():

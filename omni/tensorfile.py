@@ -10,6 +10,7 @@ import json
 import math
 import os
 import struct
+import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,9 @@ from torch import Tensor
 MAX_HEADER = 64 << 20  # bytes; the largest published index, with 51,023 tensors, is a tenth of it
 MAX_TENSORS = 400_000
 MAX_JSON = 64 << 20
-BLOCK = 64 << 20  # bytes converted at a time where file and target differ in type or device
+BLOCK = 2 << 20  # bytes converted at a time, a reader, where file and target differ in type or device
+
+_THREAD = threading.local()
 
 DTYPES = {
     "F64": torch.float64,
@@ -180,12 +183,19 @@ def read_into(entry: Entry, target: Tensor) -> None:
         if flat.dtype == entry.dtype and flat.device.type == "cpu":
             _read_exactly(file, flat, entry.file)
             return
-        step = max(1, BLOCK // entry.dtype.itemsize)
-        block = torch.empty(min(step, entry.numel), dtype=entry.dtype)
+        step = BLOCK // entry.dtype.itemsize
+        block = _block().view(entry.dtype)
         for start in range(0, entry.numel, step):
             piece = block[: min(step, entry.numel - start)]
             _read_exactly(file, piece, entry.file)
             flat[start : start + piece.numel()].copy_(piece)
+
+
+def _block() -> Tensor:
+    """This thread's buffer: a fresh one for every tensor would leave the heap in pieces."""
+    if not hasattr(_THREAD, "block"):
+        _THREAD.block = torch.empty(BLOCK, dtype=torch.uint8)
+    return _THREAD.block
 
 
 def _read_exactly(file: Any, flat: Tensor, path: Path) -> None:

@@ -142,18 +142,16 @@ def load(name_or_path: str | os.PathLike, device: str = "auto", dtype: Any = "au
         CheckpointError, ConfigError (both ValueError): one message that says what is wrong, before memory is taken.
     """
     folder = _folder_with_weights(name_or_path)
+    return load_folder(folder, pick_device(device), pick_dtype(dtype) or compute_dtype(folder))
+
+
+def load_folder(folder: Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> Omni:
+    """The model of a checkpoint folder; ``dtype`` None keeps the types of the file."""
     family, config = read_folder(folder)
     entries = find_parts(folder, family)
     with torch.device("meta"):
         model = Omni(config)
-    load_weights(
-        model,
-        entries,
-        family.rules(config),
-        device=pick_device(device),
-        dtype=pick_dtype(dtype) or _compute_dtype(folder),
-        where=str(name_or_path),
-    )
+    load_weights(model, entries, family.rules(config), device=device, dtype=dtype, where=str(folder))
     model.tokenizer = _tokenizer(folder)
     return model.eval()
 
@@ -202,7 +200,7 @@ def pick_dtype(dtype: Any) -> torch.dtype | None:
     return found
 
 
-def _compute_dtype(folder: Path) -> torch.dtype | None:
+def compute_dtype(folder: Path) -> torch.dtype | None:
     """What the checkpoint asks to be computed in, where that is not what it is stored in."""
     return pick_dtype(_read_plain(folder).get("compute_dtype"))
 
@@ -265,10 +263,12 @@ __all__ = [
     "Family",
     "ModelNotFound",
     "Preset",
+    "compute_dtype",
     "families",
     "find_config",
     "find_preset",
     "load",
+    "load_folder",
     "preset",
     "presets",
     "read_folder",

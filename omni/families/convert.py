@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from omni.families import TOKENIZER_FILES, CheckpointError, load, read_folder, save
+from omni.families import TOKENIZER_FILES, CheckpointError, compute_dtype, load_folder, read_folder, save
 from omni.families.locate import find_folder
 
 COPIED = (
@@ -34,9 +34,9 @@ def convert(
     target = Path(target)
     if target.exists() and target.resolve() == found.resolve():
         raise CheckpointError(f"{target} is the source itself; give another folder")
-    kept = read_folder(found)[0].name
-    model = load(found, device="cpu")
-    save(model, target, family=family or kept, dtype=dtype, shard_bytes=shard_bytes)
+    family = family or read_folder(found)[0].name
+    computed = compute_dtype(found) if family == "omni" else "auto"
+    save(load_folder(found), target, family=family, dtype=dtype, compute_dtype=computed, shard_bytes=shard_bytes)
     for name in COPIED:
         if (found / name).exists():
             shutil.copyfile(found / name, target / f"{name}.part")

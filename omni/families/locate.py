@@ -37,11 +37,9 @@ def find_folder(name_or_path: str | os.PathLike) -> Path:
 
 def _fetch(repo: str) -> Path:
     """Download with huggingface_hub: resumable, cached, silent about the network under HF_HUB_OFFLINE=1."""
-    import httpx
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
-        HfHubHTTPError,
         HFValidationError,
         LocalEntryNotFoundError,
         OfflineModeIsEnabled,
@@ -62,6 +60,6 @@ def _fetch(repo: str) -> Path:
         reason = "it is not in the local cache, and the hub cannot be reached (offline?)"
     except HFValidationError as error:
         reason = str(error).splitlines()[0]
-    except (HfHubHTTPError, httpx.HTTPError, OSError) as error:
+    except Exception as error:  # errors of the network are those of the hub's HTTP library, which changed over time
         reason = f"the download failed: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
     raise ModelNotFound(f"{repo}: {reason}") from None

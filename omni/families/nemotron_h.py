@@ -20,6 +20,7 @@ from omni.config import (
     replace,
 )
 from omni.families.base import Family, Preset
+from omni.families.reader import MISSING, Reader
 from omni.rules import Alias, Drop, Rename, Rule, Stack
 
 # -- presets -----------------------------------------------------------------------------------------------------------
@@ -205,59 +206,6 @@ FIXED: dict[str, tuple[Any, ...]] = {
 }
 """Keys that would change the mathematics, with the values that are supported."""
 
-_MISSING = object()
-
-
-class Reader:
-    """Takes keys out of a published configuration, checks their types, and names those that nobody took."""
-
-    def __init__(self, plain: dict[str, Any]) -> None:
-        self.plain = plain
-        self.taken: set[str] = set()
-
-    def take(self, *names: str, default: Any = _MISSING) -> Any:
-        """The value under any of ``names``; two spellings that disagree are an error. null counts as absent."""
-        self.taken.update(names)
-        found = {name: self.plain[name] for name in names if self.plain.get(name) is not None}
-        values = list(found.values())
-        if any(value != values[0] for value in values):
-            raise ConfigError(f"config.json says the same thing twice and differently: {found}")
-        if values:
-            return values[0]
-        if default is _MISSING:
-            raise ConfigError(f"config.json lacks {' or '.join(names)}")
-        return default
-
-    def integer(self, *names: str, default: Any = _MISSING) -> Any:
-        value = self.take(*names, default=default)
-        if value is not default and (isinstance(value, bool) or not isinstance(value, int)):
-            raise ConfigError(f"config.json: {names[0]} is {value!r}; it must be a whole number")
-        return value
-
-    def number(self, *names: str, default: float) -> float:
-        value = self.take(*names, default=default)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-            raise ConfigError(f"config.json: {names[0]} is {value!r}; it must be a number")
-        return float(value)
-
-    def flag(self, *names: str, default: bool) -> bool:
-        value = self.take(*names, default=default)
-        if not isinstance(value, bool):
-            raise ConfigError(f"config.json: {names[0]} is {value!r}; it must be true or false")
-        return value
-
-    def finish(self) -> None:
-        """Every key must have been taken, be fixed at a supported value, or be known to be inert."""
-        for key, allowed in FIXED.items():
-            if key in self.plain and self.plain[key] not in allowed:
-                raise ConfigError(
-                    f"config.json: {key} is {self.plain[key]!r}; supported: {', '.join(map(repr, allowed))}"
-                )
-        unknown = sorted(self.plain.keys() - self.taken - set(INERT) - FIXED.keys())
-        if unknown:
-            values = ", ".join(f"{key} = {str(self.plain[key])[:80]}" for key in unknown)
-            raise ConfigError(f"config.json has keys whose meaning is unknown: {values}")
-
 
 def to_config(plain: dict[str, Any]) -> OmniConfig:
     """A published config.json in any of its spellings -> our configuration. ConfigError names what is not supported."""
@@ -292,8 +240,7 @@ def to_config(plain: dict[str, Any]) -> OmniConfig:
         max_positions=read.integer("max_position_embeddings", default=4096),
         special_tokens=_special_tokens(read),
     )
-    read.taken.update(_UNUSED_PARTS)
-    read.finish()
+    read.finish(FIXED, inert=(*INERT, *_UNUSED_PARTS))
     return config
 
 
@@ -309,11 +256,11 @@ _UNUSED_PARTS = _words(
 """Sizes of kinds of layer that a pattern does not have; published files carry them all the same."""
 
 
-def _pattern(read: Reader, string: str, *lists: str, default: Any = _MISSING) -> str:
+def _pattern(read: Reader, string: str, *lists: str, default: Any = MISSING) -> str:
     """A pattern from its letters or from its list of layer types."""
     letters, types = read.take(string, default=None), read.take(*lists, default=None)
     if types is None and letters is None:
-        if default is _MISSING:
+        if default is MISSING:
             raise ConfigError(f"config.json lacks {string} or {lists[0]}")
         return default
     if letters is not None and not isinstance(letters, str):

@@ -1,0 +1,74 @@
+"""Sizes of every published checkpoint, on the meta device: element and tensor counts are exact."""
+
+import pytest
+import torch
+
+from omni.checkpoint import export
+from omni.families import families, presets
+from omni.families.nemotron_h import PRESETS, from_config, to_config
+from omni.model import Omni
+from omni.rules import Table
+
+# id: (elements, tensors on disk, elements of the prediction block, layers of M * - E)
+PUBLISHED = {
+    "nemotron-h-4b": (4_489_223_040, 311, 0, (24, 4, 24, 0)),
+    "nemotron-h-8b": (8_100_852_736, 311, 0, (24, 4, 24, 0)),
+    "nemotron-h-47b": (46_791_554_816, 577, 0, (45, 5, 48, 0)),
+    "nemotron-h-56b": (56_324_350_464, 701, 0, (54, 10, 54, 0)),
+    "nano-12b-v2": (12_310_001_152, 369, 0, (28, 6, 28, 0)),
+    "nano-9b-v2": (8_888_227_328, 341, 0, (27, 4, 25, 0)),
+    "nemotron-3-nano-4b": (3_973_556_832, 263, 0, (21, 4, 17, 0)),
+    "nemotron-3-nano-30b": (31_577_940_288, 6_243, 0, (23, 6, 0, 23)),
+    "nemotron-3.5-lightning-30b": (32_913_266_240, 6_513, 1_335_325_952, (23, 6, 0, 23)),
+    "nemotron-3-super-120b": (123_611_033_088, 42_683, 2_942_325_248, (40, 8, 0, 40)),
+    "nemotron-3-ultra-550b": (560_524_603_904, 51_023, 11_215_610_368, (48, 12, 0, 48)),
+}
+
+
+def test_every_preset_is_checked():
+    assert PUBLISHED.keys() == PRESETS.keys() <= presets().keys()
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_counts_names_and_both_directions(name):
+    elements, tensors, prediction, layers = PUBLISHED[name]
+    config = PRESETS[name].config
+    with torch.device("meta"):
+        state = Omni(config).state_dict()
+    assert sum(t.numel() for t in state.values()) == elements
+    assert sum(t.numel() for n, t in state.items() if n.startswith("mtp.")) == prediction
+    assert tuple(config.context.pattern.count(letter) for letter in "M*-E") == layers
+
+    rules = families()["nemotron_h"].rules(config)
+    items = export(state, rules)
+    assert len(items) == len({item.name for item in items}) == tensors
+    assert sum(item.tensor.numel() for item in items) == elements
+    table = Table(rules)
+    back = {}
+    for item in items:
+        place = table.to_ours(item.name)
+        shape = state[place.name].shape
+        assert tuple(item.tensor.shape) == tuple(shape if place.index is None else shape[1:])
+        back.setdefault(place.name, set()).add(place.index)
+    assert back.keys() == state.keys()
+    assert to_config(from_config(config)).context == config.context
+
+
+def test_a_published_size_is_reached_byte_for_byte():
+    """The BF16 file of Super has two further bytes for each of its float32 router biases."""
+    with torch.device("meta"):
+        state = Omni(PRESETS["nemotron-3-super-120b"].config).state_dict()
+    wide = sum(t.numel() for name, t in state.items() if name.endswith("router.bias"))
+    assert 2 * sum(t.numel() for t in state.values()) + 2 * wide == 247_222_108_160
+
+
+def test_published_shapes():
+    with torch.device("meta"):
+        nine = Omni(PRESETS["nano-9b-v2"].config).state_dict()
+        ultra = Omni(PRESETS["nemotron-3-ultra-550b"].config).state_dict()
+    assert nine["context.blocks.0.mixer.in_proj.weight"].shape == (22656, 4480)
+    assert ultra["context.blocks.0.mixer.in_proj.weight"].shape == (35072, 8192)
+    assert ultra["context.blocks.1.mixer.experts.up_proj"].shape == (512, 5120, 2048)
+    assert ultra["context.blocks.1.mixer.latent_in.weight"].shape == (2048, 8192)
+    assert ultra["mtp.eh_proj.weight"].shape == (8192, 16384)
+    assert ultra["context.blocks.1.mixer.router.bias"].dtype == torch.float32

@@ -132,7 +132,7 @@ def read_batch(
 
 
 def _bare(document: Document, rng: Random, image_tokens: int, encoding: Encoding) -> tuple[list[int], list[int]]:
-    """The picture, then its transcription or its questions, without the words of a chat around them: half the tokens."""
+    """The picture, then its transcription or its questions, without a chat around them: half the tokens."""
     special = encoding.special
     ids = [special["image"]] * image_tokens
     labels = [IGNORED] * image_tokens

@@ -231,6 +231,14 @@ def test_convert_takes_the_tokenizer_along_and_spares_its_source(folder, tmp_pat
         convert(folder, tmp_path / "other", family="llama")
 
 
+def test_convert_keeps_what_is_stored_and_what_it_is_computed_in(model, tmp_path):
+    families.save(model, tmp_path / "a", dtype="bfloat16", compute_dtype="float32")
+    convert(tmp_path / "a", tmp_path / "b")
+    assert (tmp_path / "a" / "model.safetensors").read_bytes() == (tmp_path / "b" / "model.safetensors").read_bytes()
+    assert load(tmp_path / "b").dtype == torch.float32
+    assert load(tmp_path / "b", dtype="bfloat16").dtype == torch.bfloat16
+
+
 def test_generation_defaults_win(folder):
     plain = json.loads((folder / "generation_config.json").read_text())
     assert plain == {

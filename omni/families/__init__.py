@@ -33,7 +33,7 @@ DTYPES = {
     "fp16": torch.float16,
     "float64": torch.float64,
 }
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "omni_tokenizer.json")
+TOKENIZERS = ("tokenizer.json", "omni_tokenizer.json")
 SPECIAL = {"bos_token_id": "bos", "eos_token_id": "eos", "pad_token_id": "pad"}
 SAMPLING = ("temperature", "top_p", "top_k")
 
@@ -206,7 +206,7 @@ def compute_dtype(folder: Path) -> torch.dtype | None:
 
 
 def _tokenizer(folder: Path) -> Any:
-    if not any((folder / name).exists() for name in TOKENIZER_FILES):
+    if not any((folder / name).exists() for name in TOKENIZERS):
         return None
     from omni.tokenizers.text import load_tokenizer
 

@@ -5,11 +5,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from omni.families import TOKENIZER_FILES, CheckpointError, compute_dtype, load_folder, read_folder, save
+from omni.families import TOKENIZERS, CheckpointError, compute_dtype, load_folder, read_folder, save
 from omni.families.locate import find_folder
 
 COPIED = (
-    *TOKENIZER_FILES,
+    *TOKENIZERS,
+    "tokenizer_config.json",
     "special_tokens_map.json",
     "chat_template.jinja",
     "chat_template.json",

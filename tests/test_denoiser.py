@@ -21,9 +21,7 @@ from towers import (
 from omni.cache import MambaSlot
 from omni.config import AttentionConfig, RotaryConfig, TimeConfig, TowerConfig, replace
 from omni.inputs import Inputs
-from omni.kernels import force
-from omni.kernels.scan import SCAN_PATHS
-from omni.mixers import Layout, Mamba
+from omni.mixers import Layout
 from omni.tower import Tower
 
 ADALN, INPUT = TimeConfig(mode="adaln", n_frequencies=8), TimeConfig(mode="input", n_frequencies=8)
@@ -204,52 +202,7 @@ def test_positions_tell_the_tokens_of_a_block_apart():
     close(denoiser(x[:, order], context=cache, causal=False, positions=positions[..., order]), got[:, order])
 
 
-# -- Mamba ---------------------------------------------------------------------------------------------------
-
-
-def mamba_by_hand(mixer: Mamba, u, conv, ssm):
-    """The mixer as published, one token after the other, from the given convolution inputs and state."""
-    c = mixer.config
-    z, xbc, dt = mixer.in_proj(u).split([c.d_inner, c.conv_dim, c.n_heads], dim=-1)
-    window, state, outputs = conv, ssm, []
-    for t in range(u.shape[1]):
-        window = torch.cat([window[:, -(c.d_conv - 1) :], xbc[:, t : t + 1]], dim=1)
-        mixed = F.silu((window * mixer.conv1d.weight[:, 0].T).sum(1) + mixer.conv1d.bias)
-        x, B, C = mixed.split([c.d_inner, c.n_groups * c.d_state, c.n_groups * c.d_state], dim=-1)
-        x = x.view(-1, c.n_heads, c.head_dim)
-        B, C = (v.view(-1, c.n_groups, c.d_state) for v in (B, C))
-        y = torch.empty_like(x)
-        new = torch.empty_like(state)
-        for head in range(c.n_heads):
-            group = head // (c.n_heads // c.n_groups)
-            step = torch.log1p(torch.exp(dt[:, t, head] + mixer.dt_bias[head]))[:, None, None]
-            decay = torch.exp(-step * torch.exp(mixer.A_log[head]))
-            new[:, head] = decay * state[:, head] + step * x[:, head, :, None] * B[:, group, None, :]
-            y[:, head] = (new[:, head] * C[:, group, None, :]).sum(-1) + mixer.D[head] * x[:, head]
-        state = new
-        gated = (y.flatten(1) * F.silu(z[:, t])).view(-1, c.n_groups, c.d_inner // c.n_groups)
-        normed = gated * (gated.square().mean(-1, keepdim=True) + c.norm_eps).rsqrt()
-        outputs.append(mixer.out_proj(normed.flatten(1) * mixer.norm.weight))
-    return torch.stack(outputs, dim=1), state
-
-
-@pytest.mark.parametrize("path", [path.name for path in SCAN_PATHS])
-@pytest.mark.parametrize("n", [1, 3, 4, 11])
-@torch.no_grad()
-def test_a_block_from_a_non_zero_state_is_the_naive_recurrence(n, path):
-    """States of the size that long contexts reach, and blocks shorter and longer than a chunk of four."""
-    mixer = build_tower(tower_config("M")).blocks[0].mixer
-    c = mixer.config
-    conv = noise(2, c.d_conv - 1, c.conv_dim, seed=4)
-    ssm = 100 * noise(2, c.n_heads, c.head_dim, c.d_state, seed=5)
-    u = noise(2, n, 20)
-    expected, state = mamba_by_hand(mixer, u, conv, ssm)
-    slot = MambaSlot(conv.clone(), ssm.clone())
-    with force("scan", path):
-        close(mixer(u, Layout(n, causal=False), context=slot), expected, 1e-9)
-        close(slot.ssm, ssm, 0)
-        close(mixer(u, Layout(n), slot=slot), expected, 1e-9)
-    close(slot.ssm, state, 1e-9)
+# -- Mamba (its recurrence from a context's states is in test_mixers) ----------------------------------------
 
 
 @torch.no_grad()

@@ -22,7 +22,7 @@ from omni.model import Omni
 from omni.tower import Tower
 
 ROTARY = RotaryConfig(theta=30.0)
-AXES = RotaryConfig(theta=30.0, sections=(1, 2, 1))
+AXES = RotaryConfig(theta=30.0, sections=(2, 1, 1))
 
 
 def tower_config(

@@ -8,6 +8,8 @@
 Sources: Nemotron-H MoE router; LatentMoE arXiv 2601.18089; balancing without a loss arXiv 2408.15664.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -34,6 +36,16 @@ class Router(nn.Module):
     def reset_buffers(self, device: torch.device) -> None:
         """Make what a checkpoint does not hold: called after a model built on the meta device was filled."""
         self.load = torch.zeros(self.config.n_experts, dtype=torch.float32, device=device)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> "Router":
+        """``.to(...)`` and its kin. The bias and the counts are never narrowed: rounding would change who is chosen."""
+        before = {"bias": self.bias, "load": self.load}
+        super()._apply(*args, **kwargs)
+        for name, kept in before.items():
+            moved = getattr(self, name)
+            if moved.dtype.itemsize < kept.dtype.itemsize:
+                setattr(self, name, kept.to(moved.device, torch.float32))
+        return self
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         c = self.config

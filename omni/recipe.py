@@ -45,6 +45,7 @@ class ReadPlan:
 
     def __post_init__(self) -> None:
         _check_counts(self, "size", "questions", "every")
+        _check(self, "bare", 0, 1)
         weights = self.mixture.values() if isinstance(self.mixture, dict) else ()
         _require(
             any(w > 0 for w in weights) and all(w >= 0 for w in weights),
@@ -76,6 +77,10 @@ class CodecPlan:
     size: int
     noise: float = 0.15
     every: int = 1
+
+    def __post_init__(self) -> None:
+        _check_counts(self, "size", "every")
+        _check(self, "noise", 0)
 
 
 @dataclass(frozen=True, kw_only=True)

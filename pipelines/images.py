@@ -156,7 +156,7 @@ class TextToImage:
     @torch.inference_mode()
     def decode(self, latents: Tensor) -> list[Image.Image]:
         """Pictures of latents (b, c, H, W); for previews in ``on_step`` too."""
-        pixels = (self.codec.decode(latents.float()) * 255).round().byte()
+        pixels = (self.codec.decode(latents).float() * 255).round().byte()
         return [Image.fromarray(one) for one in pixels.permute(0, 2, 3, 1).cpu().numpy()]
 
     # -- checks ------------------------------------------------------------------------------------------------------

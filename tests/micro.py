@@ -4,6 +4,7 @@ import torch
 
 from omni.config import (
     AttentionConfig,
+    CodecConfig,
     LatentConfig,
     MambaConfig,
     MoEConfig,
@@ -34,6 +35,11 @@ MICRO = OmniConfig(
     max_positions=1024,
     special_tokens={"bos": 1, "eos": [11, 2], "mask": 3, "pad": 21, "image": 14},
 )
+
+CODEC_LATENT = LatentConfig(
+    patch_size=2, channels=4, image_size=64, position_offset=0, codec=CodecConfig(channels=4, factor=4, width=8)
+)
+"""Latents of an autoencoder: a token stands for 8 x 8 pixels here too."""
 
 
 def micro_model(**changes) -> Omni:

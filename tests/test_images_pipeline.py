@@ -4,7 +4,7 @@ import re
 
 import pytest
 import torch
-from micro import micro_model
+from micro import CODEC_LATENT, micro_model
 from PIL import Image
 
 from omni.pipelines.images import MAX_TOKENS, TextToImage, contact_sheet, read_settings, save_png
@@ -49,6 +49,35 @@ def test_size_settings_and_repetition(draw):
     assert torch.equal(again.latents, result.latents)
     assert not torch.equal(draw("a red circle", seed=6, **FAST).latents, result.latents)
     assert not torch.allclose(draw("a blue ring", seed=5, **FAST).latents, result.latents, atol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_latents_of_an_autoencoder(dtype):
+    draw = TextToImage(micro_model(latent=CODEC_LATENT).to(dtype))
+    result = draw("a ring", seed=5, **FAST)
+    assert result.latents.shape == (1, 4, 4, 6)
+    assert result.images[0].size == (24, 16)
+    assert draw("a ring", seed=5, steps=1).images[0].size == (64, 64)
+    assert draw("a ring", latents=torch.randn(1, 4, 4, 6), **FAST).complete
+    with pytest.raises(ValueError, match="height is 12; it must be a multiple of 8"):
+        draw("a ring", height=12)
+
+
+def test_autoencoder_shapes_and_statistics():
+    codec = micro_model(latent=CODEC_LATENT).codec.train()
+    pixels = torch.rand(4, 3, 16, 24)
+    latents = codec.encode(pixels)
+    assert latents.shape == (4, 4, 4, 6)
+    torch.testing.assert_close(latents.mean(dim=(0, 2, 3)), torch.zeros(4), atol=1e-4, rtol=0)
+    torch.testing.assert_close(latents.var(dim=(0, 2, 3), correction=0), torch.ones(4), atol=0.05, rtol=0)
+    painted = codec.decode(latents)
+    assert painted.shape == pixels.shape
+    assert 0 <= painted.min() <= painted.max() <= 1
+
+
+def test_a_codec_of_other_channels_is_refused():
+    with pytest.raises(ValueError, match="latents have 4 channels; PixelCodec makes 3"):
+        TextToImage(micro_model(latent=CODEC_LATENT), codec=PixelCodec())
 
 
 def test_a_random_seed_is_told(draw):

@@ -6,16 +6,17 @@ import json
 import pytest
 import torch
 import yaml
-from micro import MICRO
+from micro import CODEC_LATENT, MICRO
 
 import omni
 from omni import families
-from omni.config import ConfigError
+from omni.config import ConfigError, replace
 from omni.families.base import Preset
 from omni.recipe import load_recipe
 from omni.training import OmniTraining, Steps, build, encoding, train
 
 STEPS = 4
+SIZES = replace(MICRO, latent=CODEC_LATENT)
 RECIPE = {
     "model": "omni-micro",
     "seed": 3,
@@ -30,6 +31,7 @@ RECIPE = {
             "steps": 1,
             "lr": 2e-3,
             "read": {"size": 1, "mixture": {"line": 1.0}, "talk": False},
+            "codec": {"size": 2},
         },
         {
             "name": "all",
@@ -49,7 +51,7 @@ RECIPE = {
 def micro_preset():
     """The micro sizes under a preset's name."""
     known = families.presets()
-    known["omni-micro"] = Preset(MICRO, "omni-micro")
+    known["omni-micro"] = Preset(SIZES, "omni-micro")
     yield
     del known["omni-micro"]
 
@@ -122,7 +124,7 @@ def test_the_exported_model_is_the_average_in_bfloat16(run, recipe):
     module.model.eval()
     loaded = omni.load(run / "model")
     assert loaded.dtype == torch.float32
-    assert loaded.config == MICRO
+    assert loaded.config == SIZES
     assert loaded.tokenizer.decode(loaded.tokenizer.encode("a ring")) == "a ring"
     ids = torch.tensor([loaded.tokenizer.encode("What is the total?")])
     with torch.inference_mode():
@@ -147,6 +149,10 @@ def test_every_objective_reaches_its_part(recipe):
     """Gradients of each loss arrive at the parts that it is for, and at no others."""
     module = build(load_recipe(recipe))
     steps = Steps(module.recipe, encoding(module.model), module.model.tokenizer.encode)
+    module.zero_grad()
+    plan, batch = steps.batches(0)["codec"]
+    module.codec_losses(plan, batch)["codec"][1].backward()
+    assert {n.split(".")[0] for n, p in module.model.named_parameters() if p.grad is not None} == {"codec"}
     for kind, reached in (
         ("read", {"vision", "projector", "context"}),
         ("draw", {"denoiser", "latents", "context"}),
@@ -175,6 +181,7 @@ def test_every_objective_reaches_its_part(recipe):
         ({"stages": [{"name": "x", "steps": 1, "lr": 1.0, "read": {"size": 1, "mixture": {}}}]}, "mixture is {}"),
         ({"stages": [{"name": "x", "steps": 1, "lr": 1.0, "draw": {"size": 0}}]}, "DrawPlan.size is 0"),
         ({"learning_rate": 1}, "no fields \\['learning_rate'\\]"),
+        ({"stages": [{"name": "x", "steps": 1, "lr": 1.0, "codec": {"size": 1, "noise": -1}}]}, "noise is -1"),
         ({"seed": -1}, "seed is -1"),
         ({"warmup": 0}, "warmup is 0"),
         ({"ema": 1.5}, "ema is 1.5"),

@@ -58,7 +58,7 @@ class ConvCodec(nn.Module):
 
     def encode(self, pixels: Tensor) -> Tensor:
         """(b, 3, H, W) in [0, 1] -> (b, channels, H / factor, W / factor)"""
-        x = pixels * 2 - 1
+        x = (pixels * 2 - 1).to(self.to_latents.weight.dtype)
         for conv in self.down:
             x = F.gelu(conv(x))
         return self.scale(self.to_latents(x))
@@ -69,7 +69,7 @@ class ConvCodec(nn.Module):
 
     def paint(self, latents: Tensor) -> Tensor:
         """Like :meth:`decode`, but in [-1, 1] and not cut off: what training compares."""
-        x = F.gelu(self.from_latents(latents))
+        x = F.gelu(self.from_latents(latents.to(self.from_latents.weight.dtype)))
         for conv in self.up:
             x = F.gelu(conv(F.interpolate(x, scale_factor=2.0)))
         return self.to_pixels(x)

@@ -20,7 +20,10 @@ HELP = """\
 [bold]/system TEXT[/] set the system message and start over
 [bold]/reset[/]       start over
 [bold]/exit[/]        leave (or Ctrl-D)
-Ctrl-C stops an answer. A line that ends with \\\\ goes on in the next one."""
+Ctrl-C stops an answer. A line that ends with \\ goes on in the next one."""
+
+CONTROLS = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n"}
+"""An answer must not move the cursor or rename the window."""
 
 
 class Session:
@@ -80,7 +83,7 @@ class Session:
         try:
             for delta in self.chat(turns, stream=True, **self.options):
                 deltas.append(delta)
-                self._show(delta, first=len(deltas) == 1)
+                self._show(delta)
         except KeyboardInterrupt:
             self._end_line()
             self._note("stopped")
@@ -94,7 +97,7 @@ class Session:
 
     # -- printing ----------------------------------------------------------------------------------------
 
-    def _show(self, delta: "Delta", first: bool) -> None:
+    def _show(self, delta: "Delta") -> None:
         if delta.reasoning and self.console.is_terminal:
             self._write(delta.reasoning, style="dim italic")
         if delta.text:
@@ -108,7 +111,11 @@ class Session:
             self._write(f"\n{call.name}({call.arguments})", style="cyan")
 
     def _write(self, text: str, style: str | None = None) -> None:
-        self.console.print(text, style=style, end="", markup=False, highlight=False, soft_wrap=True)
+        if self.console.is_terminal:
+            shown = text.translate(CONTROLS)
+            self.console.print(shown, style=style, end="", markup=False, highlight=False, soft_wrap=True)
+        else:
+            self.console.file.write(text)  # as it is: a pipe has no cursor, and its reader may want every byte
         self.console.file.flush()
 
     def _end_line(self) -> None:
@@ -124,7 +131,7 @@ class Session:
     # -- commands ----------------------------------------------------------------------------------------
 
     def _help(self, _: str) -> None:
-        self.console.print(HELP)
+        self.console.print(HELP, highlight=False)
 
     def _image(self, path: str) -> None:
         from omni.tokenizers.image import open_image
@@ -170,7 +177,7 @@ def talk(
     if typed:
         import readline  # noqa: F401 - gives input() its line editing and history
 
-        console.print("[dim]Say something. /help lists commands, /exit leaves.[/]")
+        console.print("[dim]Say something. /help lists commands, /exit leaves.[/]", highlight=False)
     while True:
         try:
             line = _read(source, typed)

@@ -397,6 +397,13 @@ def test_terminal_shows_reasoning(monkeypatch, model, chat):
     assert text.index("Why.") < text.index("Yes.") < text.index("/reset")
 
 
+def test_terminal_answers_cannot_steer_the_terminal(monkeypatch, model, chat):
+    for is_terminal, shown in ((True, "a\ufffd]0;title\ufffdb"), (False, "a\x1b]0;title\x07b")):
+        with monkeypatch.context() as patch:
+            scripted(patch, model, "a\x1b]0;title\x07b")
+            assert shown in run_terminal(chat, "Hello\n", is_terminal)
+
+
 def test_an_interrupt_stops_the_answer_only(monkeypatch, model, chat):
     from omni.pipelines.chat import Delta
 

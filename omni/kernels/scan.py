@@ -181,69 +181,83 @@ def _by_group(t: Tensor, weight: Tensor) -> Tensor:
 
 
 class ChunkedScan(torch.autograd.Function):
-    """The chunked form with its gradients written out: of size, they need only the states between chunks.
-
-    With u = dt x and G the gradient of what follows it, the gradient of the running sum of dt A at token t is
-    ``<G y_t, y_t - D x_t> - <u_t, G u_t>``, plus ``<S, G S>`` at the last token of a chunk.
-    """
+    """The chunked form with its gradients written out: of size, they need only the states between chunks."""
 
     @staticmethod
     def forward(ctx, x, dt, A, B, C, D, initial_state, length, runs):
         states: list[Tensor] = []
         y, state = _forward(x, dt, A, B, C, D, initial_state, length, runs, states)
         ctx.length, ctx.runs = length, runs
-        ctx.save_for_backward(x, dt, A, B, C, D, y, state, *states)
+        ctx.save_for_backward(x, dt, A, B, C, D, *states)
         return y, state
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, dy, d_state):
-        x, dt, A, B, C, D, y, state, *states = ctx.saved_tensors
-        with torch.autocast(x.device.type, enabled=False):
-            states.append(_group_state(state, B.shape[2]))
-            return *_backward(x, dt, A, B, C, D, y, states, dy, d_state, ctx.length, ctx.runs), None, None
+        with torch.autocast(dy.device.type, enabled=False):
+            return *_backward(*ctx.saved_tensors, dy=dy, d_state=d_state, length=ctx.length, runs=ctx.runs), None, None
 
 
-def _backward(x, dt, A, B, C, D, y, states, dy, d_state, length, runs):
-    """Gradients of x, dt, A, B, C, D and the first state; ``states`` are those before each chunk and the last."""
+def _backward(x, dt, A, B, C, D, *states, dy, d_state, length, runs):
+    """Gradients of x, dt, A, B, C, D and the first state; ``states`` are those that enter each chunk."""
     (b, n, h, p), g = x.shape, B.shape[2]
     dx, d_dt, dB, dC = (torch.empty_like(t) for t in (x, dt, B, C))
     dA, dD = A.new_zeros(b, g, h // g), A.new_zeros(b, g, h // g)
     A, D = A.view(g, -1, 1), D.view(g, -1, 1)
     dt = rearrange(dt, "b n (g r) -> b g r n", g=g)
     dS = _group_state(d_state, g)
-    for (part, run, before), S in zip(reversed(_chunks(n, length, runs)), reversed(states[:-1]), strict=True):
-        heads = (rearrange(t[:, part], "b l (g r) p -> b g r l p", g=g) for t in (x, dy, y))
-        x_, dy_, y_ = (t.contiguous() for t in heads)
+    for (part, run, before), S in zip(reversed(_chunks(n, length, runs)), reversed(states), strict=True):
+        x_, dy_ = (rearrange(t[:, part], "b l (g r) p -> b g r l p", g=g).contiguous() for t in (x, dy))
         B_, C_ = (rearrange(t[:, part], "b l g s -> (b g) l s") for t in (B, C))
         dt_ = dt[..., part]
-        u = x_ * dt_[..., None]
+        u = x_ * dt_[..., None]  # what a token adds to the state, but for B
         decay = _decays(dt_ * A, None, run, before)
         scores = rearrange(torch.bmm(C_, B_.mT).tril_(), "(b g) i j -> b g 1 i j", b=b)
-        at_end = (states.pop() * dS).sum(1).view(b, g, -1, p).sum(-1)
+        entering, leaving = _by_group(dy_, decay.enter), _by_group(u, decay.leave)
+        read, wanted = torch.bmm(C_, S), torch.bmm(B_, dS)  # of the state by each token, of each token by the state
 
-        from_end = rearrange(torch.bmm(B_, dS), "(b g) l (r p) -> b g r l p", b=b, p=p)
         mixing = (decay.pairs * scores).flatten(0, 2)
-        du = torch.bmm(mixing.mT, dy_.flatten(0, 2)).view_as(u).addcmul_(from_end, decay.leave[..., None])
+        du = torch.bmm(mixing.mT, dy_.flatten(0, 2)).view_as(u)
+        du.addcmul_(rearrange(wanted, "(b g) l (r p) -> b g r l p", b=b, p=p), decay.leave[..., None])
         d_mixing = torch.bmm(dy_.flatten(0, 2), u.flatten(0, 2).mT).view_as(decay.pairs)
         d_scores = decay.pairs.mul_(d_mixing).sum(2).flatten(0, 1).tril_()
-        entering, leaving = _by_group(dy_, decay.enter), _by_group(u, decay.leave)
         dC_ = torch.bmm(entering, S.mT).baddbmm_(d_scores, B_)
         dB_ = torch.bmm(leaving, dS.mT).baddbmm_(d_scores.mT, C_)
+
+        d_steps = _d_steps(
+            decay.pairs.mul_(scores),
+            _head_sums(read.mul_(entering), b, p),
+            _head_sums(wanted.mul_(leaving), b, p),
+            _head_sums((S * dS).sum(1, keepdim=True), b, p) * decay.keep[..., None],
+        )
         dS = _decayed(dS, decay.keep, in_place=True).baddbmm_(C_.mT, entering)
 
-        du_x, dy_x = (du * x_).sum(-1), (dy_ * x_).sum(-1)
-        d_sum = (y_ * dy_).sum(-1).sub_(D * dy_x).sub_(dt_ * du_x)
-        d_steps = d_sum.flip(-1).cumsum(-1).flip(-1) + at_end[..., None]
         dA += (d_steps * dt_).sum(-1)
-        dD += dy_x.sum(-1)
+        dD += (dy_ * x_).sum((-1, -2))
         for whole, tile in ((dB, dB_), (dC, dC_)):
             whole[:, part] = rearrange(tile, "(b g) l s -> b l g s", b=b)
-        d_dt[:, part] = rearrange(du_x.addcmul_(d_steps, A), "b g r l -> b l (g r)")
-        torch.addcmul(
-            du.mul_(dt_[..., None]), dy_, D[..., None], out=rearrange(dx[:, part], "b l (g r) p -> b g r l p", g=g)
-        )
+        d_dt[:, part] = rearrange((du * x_).sum(-1).addcmul_(d_steps, A), "b g r l -> b l (g r)")
+        dx_ = rearrange(dx[:, part], "b l (g r) p -> b g r l p", g=g)
+        torch.addcmul(du.mul_(dt_[..., None]), dy_, D[..., None], out=dx_)
     return dx, d_dt, dA.sum(0).flatten(), dB, dC, dD.sum(0).flatten(), _head_state(dS, b, h)
+
+
+def _d_steps(pairs: Tensor, enter: Tensor, leave: Tensor, keep: Tensor) -> Tensor:
+    """Gradient (b, g, r, l) of each step dt A, from the gradients of the log of each decay.
+
+    A step lies between what happens before it and what is read at or after it, so it collects: pairs (.., i, j) with
+    j < t <= i, enter (.., i) with t <= i, leave (.., j) with j < t, and keep (.., 1) always. Sums of what is there,
+    not differences of running totals: those would drown a fast head's gradient in the rounding of the diagonal.
+    """
+    l_ = pairs.shape[-1]
+    ones = pairs.new_ones(l_, l_)
+    crossing = (pairs @ ones.triu(1)).mul_(ones.tril()).sum(-2)
+    return crossing + enter.flip(-1).cumsum(-1).flip(-1) + (leave.cumsum(-1) - leave) + keep
+
+
+def _head_sums(t: Tensor, b: int, p: int) -> Tensor:
+    """(b g, l, r p) summed over p -> (b, g, r, l)."""
+    return rearrange(rearrange(t, "q l (r p) -> q l r p", p=p).sum(-1), "(b g) l r -> b g r l", b=b)
 
 
 SCAN_PATHS = (

@@ -282,17 +282,17 @@ class VisionConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CodecConfig:
-    """A convolutional autoencoder between pixels and latents."""
+    """A linear codec between pixels and latents: principal components of patches."""
 
-    channels: int = 8
+    channels: int = 24
     factor: int = 8  # pixels behind one latent, along a side
-    width: int = 32  # channels of its finest layer
 
     def __post_init__(self) -> None:
         _check_sizes(self)
+        most = 3 * self.factor**2
         _require(
-            self.factor & (self.factor - 1) == 0 and self.factor > 1,
-            f"CodecConfig.factor is {self.factor}; it must be a power of two above one",
+            self.channels <= most,
+            f"CodecConfig.channels is {self.channels}; a patch of {self.factor} holds {most} numbers",
         )
 
 
@@ -402,28 +402,11 @@ def _fits(hint: Any, value: Any) -> bool:
     return isinstance(value, hint)
 
 
-def _fits(hint: Any, value: Any) -> bool:
-    """Whether a value read from a file has the type that its field declares; a whole number will do for a float."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        return any(_fits(argument, value) for argument in arguments)
-    if origin is tuple:
-        return isinstance(value, tuple) and len(value) == len(arguments) and all(map(_fits, arguments, value))
-    if origin is list:
-        return isinstance(value, list) and all(_fits(arguments[0], v) for v in value)
-    if origin is dict:
-        return isinstance(value, dict) and all(isinstance(k, str) and _fits(arguments[1], v) for k, v in value.items())
-    if hint in (int, float):
-        return isinstance(value, int if hint is int else (int, float)) and not isinstance(value, bool)
-    return isinstance(value, hint)
-
-
 def from_dict(cls: type, plain: dict[str, Any]) -> Any:
     """Inverse of :func:`to_dict`. An unknown key is an error that lists the known ones."""
     known = {item.name for item in dataclasses.fields(cls)}
     unknown = sorted(set(plain) - known)
     _require(not unknown, f"{cls.__name__} has no fields {unknown}; known: {sorted(known)}")
-    hints = typing.get_type_hints(cls)
     hints = typing.get_type_hints(cls)
     values = {}
     for name, value in plain.items():

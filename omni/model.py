@@ -24,7 +24,7 @@ from omni.encoders.vision import VisionEncoder
 from omni.inputs import Inputs, image_positions, image_runs, pad_rows
 from omni.layers import wide
 from omni.mtp import MTP
-from omni.tokenizers.latent import ConvCodec
+from omni.tokenizers.latent import PatchCodec
 from omni.tower import Tower
 
 
@@ -43,7 +43,7 @@ class Omni(nn.Module):
         self.vision, self.projector = self._build_vision(config)
         self.denoiser = Tower(config.denoiser) if config.denoiser else None
         self.latents = LatentHead(config.denoiser.d_model, config.latent) if config.latent else None
-        self.codec = ConvCodec(config.latent.codec) if config.latent and config.latent.codec else None
+        self.codec = PatchCodec(config.latent.codec) if config.latent and config.latent.codec else None
         if not self.embed.weight.is_meta:
             nn.init.normal_(self.embed.weight, std=0.02)
 
@@ -87,10 +87,12 @@ class Omni(nn.Module):
         """
         inputs = self._as_inputs(inputs)
         self._check_ids(inputs.input_ids)
+        grids = self._check_images(inputs) if inputs.pixels else []
         x = self.embed(inputs.input_ids)
         positions = None
-        if inputs.pixels:
-            x, positions = self._place_images(x, inputs, cache, self._see_all(inputs.pixels) if seen is None else seen)
+        if grids:
+            seen = self._see_all(inputs.pixels) if seen is None else seen
+            x, positions = self._place_images(x, inputs, cache, grids, seen)
         return self.context(x, cache=cache, mask=inputs.mask, segments=inputs.segments, positions=positions)
 
     def predict(self, hidden: Tensor) -> Tensor:
@@ -119,20 +121,32 @@ class Omni(nn.Module):
             raise ValueError(f"an image of {height}x{width} pixels does not divide into tokens of {side}x{side}")
         return height // side, width // side
 
+    def _check_images(self, inputs: Inputs) -> list[tuple[int, int]]:
+        """Token grids of the images, which the placeholders must fit; nothing has been encoded yet."""
+        if inputs.segments is not None:
+            raise ValueError("packed sequences with images are not supported: give each its own row")
+        grids = [self.image_grid(p.shape[-2:]) for p in inputs.pixels]
+        image_runs(self._placeholders(inputs), [h * w for h, w in grids])
+        return grids
+
+    def _placeholders(self, inputs: Inputs) -> Tensor:
+        """(b, n), True where a token stands for a part of an image."""
+        if "image" not in self.config.special_tokens:
+            raise ValueError("this model's special_tokens name no image placeholder")
+        return inputs.input_ids == self.config.special_tokens["image"]
+
     def _place_images(
-        self, x: Tensor, inputs: Inputs, cache: Cache | None, seen: Sequence[Tensor]
+        self, x: Tensor, inputs: Inputs, cache: Cache | None, grids: list, seen: Sequence[Tensor]
     ) -> tuple[Tensor, Tensor | None]:
         """Image tokens in place of their placeholders, and the positions that follow from their grids."""
-        flags = inputs.input_ids == self.config.special_tokens["image"]
-        grids = [self.image_grid(p.shape[-2:]) for p in inputs.pixels]
-        pieces = image_runs(flags, [h * w for h, w in grids])
+        flags, sizes = self._placeholders(inputs), [h * w for h, w in grids]
+        if [len(tokens) for tokens in seen] != sizes:
+            raise ValueError(f"the images take {sizes} tokens; those given have {[len(tokens) for tokens in seen]}")
         x = x.masked_scatter(flags[..., None], torch.cat(list(seen)).to(x.dtype))  # runs stand in the images' order
         if self.context.rotary is None:
             return x, None
-        if inputs.segments is not None:
-            raise ValueError("packed sequences with images are not supported: give each its own row")
         first = cache.next_positions() if cache is not None else torch.zeros(x.shape[0], dtype=torch.int64)
-        return x, image_positions(flags, inputs.mask, pieces, grids, first)
+        return x, image_positions(flags, inputs.mask, image_runs(flags, sizes), grids, first)
 
     def _see_all(self, pixels: Sequence[Tensor]) -> list[Tensor]:
         """Tokens of every image; images of one size go through the encoder together."""
@@ -204,7 +218,7 @@ class Omni(nn.Module):
             raise ValueError(f"token ids must be (batch, tokens) int64, not {tuple(ids.shape)} {ids.dtype}")
         if ids.numel() == 0:
             raise ValueError("there are no tokens to read")
-        low, high = int(ids.min()), int(ids.max())
+        low, high = torch.stack(torch.aminmax(ids)).tolist()  # one wait for the device, not two
         if low < 0 or high >= self.config.vocab_size:
             raise ValueError(f"token ids run from {low} to {high}; the vocabulary has {self.config.vocab_size}")
 

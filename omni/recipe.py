@@ -71,19 +71,6 @@ class DrawPlan:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CodecPlan:
-    """The autoencoder alone: ``size`` scenes, painted again from latents with Gaussian ``noise``."""
-
-    size: int
-    noise: float = 0.15
-    every: int = 1
-
-    def __post_init__(self) -> None:
-        _check_counts(self, "size", "every")
-        _check(self, "noise", 0)
-
-
-@dataclass(frozen=True, kw_only=True)
 class TalkPlan:
     """Dialogues, packed into ``size`` rows of ``width`` tokens."""
 
@@ -109,7 +96,6 @@ class Stage:
     read: ReadPlan | None = None
     draw: DrawPlan | None = None
     talk: TalkPlan | None = None
-    codec: CodecPlan | None = None
 
     def __post_init__(self) -> None:
         _check(self, "steps", 1, whole=True)
@@ -201,7 +187,7 @@ def scaled(plan: Any, scale: float) -> Any:
 
 def _stage(plain: dict[str, Any]) -> Stage:
     _require(isinstance(plain, dict), f"a stage is {plain!r}; it must be a mapping")
-    parts = {"read": ReadPlan, "draw": DrawPlan, "talk": TalkPlan, "codec": CodecPlan}
+    parts = {"read": ReadPlan, "draw": DrawPlan, "talk": TalkPlan}
     return _build(Stage, {k: _build(parts[k], v) if k in parts and v else v for k, v in plain.items()})
 
 

@@ -36,9 +36,12 @@ from omni.decoders.flow import interpolate
 from omni.inputs import Inputs
 from omni.mixers.moe import Router
 from omni.model import Omni
-from omni.recipe import CodecPlan, DrawPlan, ReadPlan, Recipe, TalkPlan, load_recipe, scaled
+from omni.recipe import DrawPlan, ReadPlan, Recipe, TalkPlan, load_recipe, scaled
 from omni.tokenizers.bytes import ByteTokenizer
 from omni.tokenizers.latent import PixelCodec
+
+CODEC_SCENES = 2000
+"""Training scenes that the linear codec is fitted on, before the first step."""
 
 
 class Steps(IterableDataset):
@@ -57,7 +60,7 @@ class Steps(IterableDataset):
         stage, inner = self.recipe.at(step)
         seed = self.recipe.seed * 1_000_003 + step
         scale = self.recipe.batch_scale
-        plans = {"read": stage.read, "draw": stage.draw, "talk": stage.talk, "codec": stage.codec}
+        plans = {"read": stage.read, "draw": stage.draw, "talk": stage.talk}
         made = {}
         for kind, plan in plans.items():
             if plan is not None and inner % plan.every == 0:
@@ -71,9 +74,6 @@ class Steps(IterableDataset):
 
     def _draw(self, seed: int, plan: DrawPlan) -> DrawBatch:
         return draw_batch(seed, plan.size, self.encoding.special, self.encode, plan.drop)
-
-    def _codec(self, seed: int, plan: CodecPlan) -> DrawBatch:
-        return draw_batch(seed, plan.size, self.encoding.special, self.encode)
 
     def _talk(self, seed: int, plan: TalkPlan) -> TalkBatch:
         return talk_batch(seed, plan.size, plan.width, self.encoding)
@@ -125,7 +125,8 @@ class OmniTraining(L.LightningModule):
         hidden = self.model.read(Inputs(batch.input_ids, batch.mask), cache)
         labels = batch.input_ids.masked_fill(~batch.mask, losses.IGNORED)
         caption = losses.next_token(self.model.predict(hidden), labels)
-        data = self._latents(batch.pixels).repeat_interleave(plan.draws, dim=0)
+        codec = self.model.codec or PixelCodec()
+        data = codec.encode(batch.pixels).repeat_interleave(plan.draws, dim=0)
         t = torch.sigmoid(torch.randn(len(data), device=data.device) + plan.time_mean)
         noise = torch.randn_like(data)
         velocity = self.model.velocity(interpolate(data, noise, t), t, cache.fork(plan.draws))
@@ -133,23 +134,6 @@ class OmniTraining(L.LightningModule):
             "draw": (plan.weight, losses.flow(velocity, data, noise)),
             "caption": (plan.caption_weight, caption),
         }
-
-    def _latents(self, pixels: Tensor) -> Tensor:
-        """Latents of the pictures; the codec is not trained by the denoiser and keeps its statistics."""
-        codec = self.model.codec
-        if codec is None:
-            return PixelCodec().encode(pixels)
-        with torch.no_grad():
-            codec.eval()
-            return codec.encode(pixels)
-
-    def codec_losses(self, plan: CodecPlan, batch: DrawBatch) -> dict[str, tuple[float, Tensor]]:
-        """Reconstruction through noisy latents: small errors of the denoiser must not show."""
-        codec = self.model.codec.train()
-        latents = codec.encode(batch.pixels)
-        painted = codec.paint(latents + plan.noise * torch.randn_like(latents))
-        wanted = batch.pixels * 2 - 1
-        return {"codec": (1.0, nn.functional.l1_loss(painted, wanted) + nn.functional.mse_loss(painted, wanted))}
 
     def talk_losses(self, plan: TalkPlan, batch: TalkBatch) -> dict[str, tuple[float, Tensor]]:
         hidden = self.model.read(Inputs(batch.input_ids, segments=batch.segments))
@@ -234,6 +218,9 @@ def build(recipe: Recipe) -> OmniTraining:
     L.seed_everything(recipe.seed, verbose=False)
     model = Omni(preset(recipe.model))
     model.tokenizer = ByteTokenizer()
+    if model.codec is not None:
+        fitted_on = draw_batch(recipe.seed, CODEC_SCENES, model.tokenizer.special, model.tokenizer.encode)
+        model.codec.fit(fitted_on.pixels)
     return OmniTraining(model, recipe)
 
 

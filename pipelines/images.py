@@ -26,7 +26,7 @@ from omni.cache import Cache
 from omni.decoders.flow import SOLVERS, Guidance, Velocity, guided, integrate, time_grid
 from omni.inputs import Inputs, pad_rows
 from omni.model import Omni
-from omni.tokenizers.latent import ConvCodec, PixelCodec
+from omni.tokenizers.latent import PatchCodec, PixelCodec
 from omni.tokenizers.prompts import caption_ids
 
 STEPS, GUIDANCE, SHIFT = 30, 3.0, 2.0  # where the checkpoint's own defaults say nothing
@@ -72,7 +72,7 @@ class Request:
 class TextToImage:
     """``TextToImage(model)("a red circle", seed=1).images[0]``"""
 
-    def __init__(self, model: Omni, codec: PixelCodec | ConvCodec | None = None) -> None:
+    def __init__(self, model: Omni, codec: PixelCodec | PatchCodec | None = None) -> None:
         if model.latents is None:
             raise ValueError("this model draws no pictures; it has no denoiser for image latents")
         if model.tokenizer is None:

@@ -1,7 +1,7 @@
 """Codecs between pixels and the latents that a denoiser refines."""
 
 import torch
-import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from omni.config import CodecConfig
@@ -22,54 +22,46 @@ class PixelCodec:
         return (latents.clamp(-1, 1) + 1) / 2
 
 
-class Standardise(nn.Module):
-    """Mean zero and variance one in every channel of (b, c, h, w): the batch's in training, running ones afterwards."""
+class PatchCodec(nn.Module):
+    """Principal components of square patches: ``factor`` x ``factor`` pixels become ``channels`` numbers.
 
-    def __init__(self, channels: int, momentum: float = 0.02) -> None:
-        super().__init__()
-        self.momentum = momentum
-        self.register_buffer("mean", torch.zeros(channels))
-        self.register_buffer("var", torch.ones(channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.batch_norm(x, self.mean, self.var, training=self.training, momentum=self.momentum)
-
-
-class ConvCodec(nn.Module):
-    """A convolutional autoencoder: ``factor`` pixels a side become one latent of ``channels`` numbers.
-
-    Latents have mean zero and variance one in every channel (running statistics of its training), which is what the
-    noise of flow matching has. ``factor`` is a power of two; every halving has one strided convolution.
+    Linear, fitted in closed form (:meth:`fit`) and nearly lossless on pictures with few kinds of edges. Components are
+    divided by the square root of their spread: half way between pixels, where the fine ones would drown in the noise of
+    flow matching, and whitening, where they would count as much as the coarse ones.
     """
 
     def __init__(self, config: CodecConfig) -> None:
         super().__init__()
         self.channels, self.factor = config.channels, config.factor
-        halvings = config.factor.bit_length() - 1
-        widths = [config.width * (i + 2) // 2 for i in range(halvings)]  # finest first
-        into = zip([3, *widths], widths, strict=False)
-        self.down = nn.ModuleList(nn.Conv2d(i, o, 5, stride=2, padding=2) for i, o in into)
-        self.to_latents = nn.Conv2d(widths[-1], config.channels, 3, padding=1)
-        self.scale = Standardise(config.channels)
-        self.from_latents = nn.Conv2d(config.channels, widths[-1], 3, padding=1)
-        out = zip(widths[::-1], [*widths[::-1][1:], config.width // 2], strict=True)
-        self.up = nn.ModuleList(nn.Conv2d(i, o, 3, padding=1) for i, o in out)
-        self.to_pixels = nn.Conv2d(config.width // 2, 3, 3, padding=1)
+        size = 3 * config.factor**2
+        self.register_buffer("mean", torch.zeros(size))
+        self.register_buffer("basis", torch.eye(config.channels, size))
+        self.register_buffer("scale", torch.ones(config.channels))
 
     def encode(self, pixels: Tensor) -> Tensor:
         """(b, 3, H, W) in [0, 1] -> (b, channels, H / factor, W / factor)"""
-        x = (pixels * 2 - 1).to(self.to_latents.weight.dtype)
-        for conv in self.down:
-            x = F.gelu(conv(x))
-        return self.scale(self.to_latents(x))
+        latents = (self._patches(pixels) - self.mean) @ self.basis.T / self.scale
+        return rearrange(latents, "b h w c -> b c h w")
 
     def decode(self, latents: Tensor) -> Tensor:
         """(b, channels, h, w) -> (b, 3, h factor, w factor) in [0, 1]"""
-        return (self.paint(latents).clamp(-1, 1) + 1) / 2
+        patches = (rearrange(latents, "b c h w -> b h w c") * self.scale) @ self.basis + self.mean
+        f = self.factor
+        return ((rearrange(patches, "b h w (y x c) -> b c (h y) (w x)", y=f, x=f) + 1) / 2).clamp(0, 1)
 
-    def paint(self, latents: Tensor) -> Tensor:
-        """Like :meth:`decode`, but in [-1, 1] and not cut off: what training compares."""
-        x = F.gelu(self.from_latents(latents.to(self.from_latents.weight.dtype)))
-        for conv in self.up:
-            x = F.gelu(conv(F.interpolate(x, scale_factor=2.0)))
-        return self.to_pixels(x)
+    @torch.no_grad()
+    def fit(self, pixels: Tensor) -> None:
+        """Set the components from pictures (b, 3, H, W) in [0, 1]; latents then have variance one on average."""
+        patches = self._patches(pixels).flatten(0, 2).double()
+        mean = patches.mean(0)
+        values, vectors = torch.linalg.eigh(torch.cov((patches - mean).T))
+        spread = values.flip(0)[: self.channels].clamp(min=1e-12).sqrt()
+        scale = spread.sqrt()
+        scale = scale * (spread / scale).square().mean().sqrt()
+        for name, value in {"mean": mean, "basis": vectors.flip(1)[:, : self.channels].T, "scale": scale}.items():
+            getattr(self, name).copy_(value)
+
+    def _patches(self, pixels: Tensor) -> Tensor:
+        """(b, 3, H, W) in [0, 1] -> (b, h, w, 3 factor^2) in [-1, 1]"""
+        f = self.factor
+        return rearrange(pixels * 2 - 1, "b c (h y) (w x) -> b h w (y x c)", y=f, x=f)

@@ -10,7 +10,7 @@ The context is read once; every denoising step, guidance branch and further turn
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -87,12 +87,13 @@ class Omni(nn.Module):
         """
         inputs = self._as_inputs(inputs)
         self._check_ids(inputs.input_ids)
-        grids = self._check_images(inputs) if inputs.pixels else []
+        places = self._find_images(inputs) if inputs.pixels else None
         x = self.embed(inputs.input_ids)
         positions = None
-        if grids:
+        if places is not None:
             seen = self._see_all(inputs.pixels) if seen is None else seen
-            x, positions = self._place_images(x, inputs, cache, grids, seen)
+            x = _place_images(x, places, seen)
+            positions = self._positions_of(places, inputs.mask, cache)
         return self.context(x, cache=cache, mask=inputs.mask, segments=inputs.segments, positions=positions)
 
     def predict(self, hidden: Tensor) -> Tensor:
@@ -121,32 +122,23 @@ class Omni(nn.Module):
             raise ValueError(f"an image of {height}x{width} pixels does not divide into tokens of {side}x{side}")
         return height // side, width // side
 
-    def _check_images(self, inputs: Inputs) -> list[tuple[int, int]]:
-        """Token grids of the images, which the placeholders must fit; nothing has been encoded yet."""
+    def _find_images(self, inputs: Inputs) -> "_Places":
+        """Where the images of ``inputs`` go. Placeholders and images must agree; nothing is encoded before they do."""
         if inputs.segments is not None:
             raise ValueError("packed sequences with images are not supported: give each its own row")
         grids = [self.image_grid(p.shape[-2:]) for p in inputs.pixels]
-        image_runs(self._placeholders(inputs), [h * w for h, w in grids])
-        return grids
-
-    def _placeholders(self, inputs: Inputs) -> Tensor:
-        """(b, n), True where a token stands for a part of an image."""
         if "image" not in self.config.special_tokens:
             raise ValueError("this model's special_tokens name no image placeholder")
-        return inputs.input_ids == self.config.special_tokens["image"]
+        flags = inputs.input_ids == self.config.special_tokens["image"]
+        return _Places(flags, grids, image_runs(flags, [h * w for h, w in grids]))
 
-    def _place_images(
-        self, x: Tensor, inputs: Inputs, cache: Cache | None, grids: list, seen: Sequence[Tensor]
-    ) -> tuple[Tensor, Tensor | None]:
-        """Image tokens in place of their placeholders, and the positions that follow from their grids."""
-        flags, sizes = self._placeholders(inputs), [h * w for h, w in grids]
-        if [len(tokens) for tokens in seen] != sizes:
-            raise ValueError(f"the images take {sizes} tokens; those given have {[len(tokens) for tokens in seen]}")
-        x = x.masked_scatter(flags[..., None], torch.cat(list(seen)).to(x.dtype))  # runs stand in the images' order
+    def _positions_of(self, places: "_Places", mask: Tensor | None, cache: Cache | None) -> Tensor | None:
+        """(3, b, n) positions that follow from the images' grids; None where the tower has no rotary positions."""
         if self.context.rotary is None:
-            return x, None
-        first = cache.next_positions() if cache is not None else torch.zeros(x.shape[0], dtype=torch.int64)
-        return x, image_positions(flags, inputs.mask, image_runs(flags, sizes), grids, first)
+            return None
+        flags, grids, pieces = places
+        first = cache.next_positions() if cache is not None else torch.zeros(len(flags), dtype=torch.int64)
+        return image_positions(flags, mask, pieces, grids, first)
 
     def _see_all(self, pixels: Sequence[Tensor]) -> list[Tensor]:
         """Tokens of every image; images of one size go through the encoder together."""
@@ -221,6 +213,23 @@ class Omni(nn.Module):
         low, high = torch.stack(torch.aminmax(ids)).tolist()  # one wait for the device, not two
         if low < 0 or high >= self.config.vocab_size:
             raise ValueError(f"token ids run from {low} to {high}; the vocabulary has {self.config.vocab_size}")
+
+
+class _Places(NamedTuple):
+    """Where a call's images go."""
+
+    flags: Tensor  # (b, n) True at placeholders
+    grids: list[tuple[int, int]]  # rows and columns of each image's tokens
+    pieces: list[tuple[int, int, int]]  # row, start and stop of each image
+
+
+def _place_images(x: Tensor, places: _Places, seen: Sequence[Tensor]) -> Tensor:
+    """Embeddings (b, n, d) with the images' tokens in place of their placeholders."""
+    wanted, given = [h * w for h, w in places.grids], [len(tokens) for tokens in seen]
+    if wanted != given:
+        raise ValueError(f"the images take {wanted} tokens; those given have {given}")
+    # The runs stand in the images' order, so the tokens can be poured in one after the other.
+    return x.masked_scatter(places.flags[..., None], torch.cat(list(seen)).to(x.dtype))
 
 
 def _images(message: dict) -> list:

@@ -236,7 +236,7 @@ def train(
     """Run (or go on with) a recipe; returns the folder of the exported, averaged model.
 
     ``out`` holds checkpoints, logs, sample pictures, and at the end ``model/``, which ``omni.load`` reads. ``init``
-    starts from another run's checkpoint with this run's steps counted from zero.
+    starts from another run's checkpoint, or from a saved model, with this run's steps counted from zero.
     """
     from omni.training_callbacks import Probe, export
 
@@ -273,12 +273,28 @@ def train(
     return export(module, out / "model")
 
 
-def load_weights(module: OmniTraining, path: str | Path) -> None:
-    """Weights (and averages) of a run's checkpoint; strict, but for parts that the checkpoint was trained without."""
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    state = state.get("state_dict", state)
+def load_weights(module: OmniTraining, source: str | Path) -> None:
+    """Start from another run's checkpoint or from a saved model's folder.
+
+    Strict, but for parts that the source was trained without; heads that serve training only are not in a folder.
+    """
+    state = _folder_state(source) if Path(source).is_dir() else _checkpoint_state(source)
     missing, unexpected = module.load_state_dict(state, strict=False)
     if unexpected:
-        raise ValueError(f"{path} holds weights that the recipe's model has no place for: {unexpected[:5]}")
+        raise ValueError(f"{source} holds weights that the recipe's model has no place for: {unexpected[:5]}")
     if len(missing) == len(module.state_dict()):
-        raise ValueError(f"{path} holds none of the model's weights")
+        raise ValueError(f"{source} holds none of the model's weights")
+
+
+def _checkpoint_state(path: str | Path) -> dict[str, Tensor]:
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    return state.get("state_dict", state)
+
+
+def _folder_state(folder: str | Path) -> dict[str, Tensor]:
+    """A model's weights, as the weights and as their average."""
+    from omni.families import load_folder
+
+    weights = load_folder(Path(folder), device="cpu", dtype=torch.float32).state_dict()
+    averages = {f"ema.{name.replace('.', '/')}": value.clone() for name, value in weights.items()}
+    return {f"model.{name}": value for name, value in weights.items()} | averages

@@ -35,10 +35,11 @@ def time_grid(steps: int, shift: float = 1.0) -> list[float]:
     """``steps + 1`` times from 1 to 0; a shift above one spends more of them near the noise."""
     if not 1 <= steps <= 1000:
         raise ValueError(f"{steps} steps were asked for; 1 to 1000 are possible")
-    if shift <= 0:
+    if not shift > 0:
         raise ValueError(f"the time shift is {shift}; it must be positive")
-    base = [1 - i / steps for i in range(steps + 1)]
-    return [shift * t / (1 + (shift - 1) * t) for t in base]
+    inner = [1 - i / steps for i in range(1, steps)]
+    # The ends are written down: rounding must not leave noise in the data, nor begin beyond the noise.
+    return [1.0, *(shift * t / (1 + (shift - 1) * t) for t in inner), 0.0]
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,9 @@ class Guidance:
     def __post_init__(self) -> None:
         if not 0 <= self.scale <= 100:
             raise ValueError(f"guidance is {self.scale}; it must lie between 0 and 100")
+        low, high = self.interval
+        if not 0 <= low <= high <= 1:
+            raise ValueError(f"the guidance interval is {self.interval}; it must lie within 0 and 1, in this order")
 
     def active(self, t: float) -> bool:
         return self.scale != 1.0 and self.interval[0] <= t <= self.interval[1]

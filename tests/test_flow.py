@@ -1,0 +1,237 @@
+"""Flow matching on fields whose answers are known, guidance, and the head between latents and tokens."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from towers import close, fill, noise
+
+from omni.config import LatentConfig
+from omni.decoders.flow import Guidance, guided, integrate, interpolate, sample_times, time_grid
+from omni.decoders.heads import MIN_TIME, LatentHead, grid_positions
+
+# -- the path --------------------------------------------------------------------------------------------------------
+
+
+def test_interpolate_is_the_straight_line_from_data_to_noise():
+    data, end = noise(3, 2, 4, 4), noise(3, 2, 4, 4, seed=2)
+    t = torch.tensor([0.0, 0.25, 1.0])
+    got = interpolate(data, end, t)
+    close(got[0], data[0], 0)
+    close(got[1], 0.75 * data[1] + 0.25 * end[1], 1e-12)
+    close(got[2], end[2], 0)
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0, 0.1, 0.3, 7.7])
+@pytest.mark.parametrize("steps", [1, 2, 3, 7, 50, 1000])
+def test_time_grids_go_from_one_to_zero_exactly(steps, shift):
+    times = time_grid(steps, shift)
+    assert len(times) == steps + 1
+    assert times[0] == 1.0
+    assert times[-1] == 0.0
+    assert all(a > b for a, b in itertools.pairwise(times))
+    for i, t in enumerate(times):
+        even = 1 - i / steps
+        assert math.isclose(t, shift * even / (1 + (shift - 1) * even), abs_tol=1e-12)
+
+
+def test_a_shift_above_one_stays_near_the_noise():
+    assert time_grid(4) == [1.0, 0.75, 0.5, 0.25, 0.0]
+    assert all(a > b for a, b in zip(time_grid(8, 3.0)[1:-1], time_grid(8)[1:-1], strict=True))
+
+
+def test_grids_that_cannot_be():
+    for steps in (0, -1, 1001):
+        with pytest.raises(ValueError, match=f"{steps} steps.*1 to 1000"):
+            time_grid(steps)
+    with pytest.raises(ValueError, match=r"shift is -1"):
+        time_grid(4, -1)
+
+
+def test_training_times():
+    generator = torch.Generator().manual_seed(0)
+    t = sample_times(4000, generator)
+    assert 0 < t.min() < t.max() < 1
+    assert abs(float(t.median()) - 0.5) < 0.02
+    shifted = sample_times(4000, torch.Generator().manual_seed(0), shift=3.0)
+    close(shifted, 3 * t / (1 + 2 * t), 1e-6)
+    assert float(sample_times(4000, generator, mean=-1.0).median()) < 0.3
+    close(sample_times(5, torch.Generator().manual_seed(7)), sample_times(5, torch.Generator().manual_seed(7)), 0)
+
+
+# -- the walk --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("solver", ["euler", "heun"])
+@pytest.mark.parametrize("steps", [1, 2, 5, 20])
+def test_a_straight_path_is_walked_exactly(steps, solver):
+    """The true velocity of one pair is constant, so any number of steps lands on the data."""
+    data, end = noise(2, 3, 4), noise(2, 3, 4, seed=2)
+    close(integrate(lambda x, t: end - data, end, time_grid(steps, 3.0), solver), data, 1e-12)
+
+
+def _decay(x, t):
+    """dx/dt = 2 x: from x at t = 1 to x / e^2 at t = 0."""
+    return 2 * x
+
+
+def error(solver: str, steps: int) -> float:
+    start = torch.ones(1, 1, dtype=torch.float64)
+    return abs(float(integrate(_decay, start, time_grid(steps), solver)) - math.exp(-2))
+
+
+def test_euler_is_of_first_order_and_heun_of_second():
+    for steps in (40, 80):
+        assert 1.85 < error("euler", steps) / error("euler", 2 * steps) < 2.15
+        assert 3.4 < error("heun", steps) / error("heun", 2 * steps) < 4.3
+    assert error("heun", 40) < error("euler", 40) / 8
+
+
+def test_a_linear_field_by_hand():
+    """Two steps each way, on dx/dt = 2 x."""
+    start = torch.ones(1, 1, dtype=torch.float64)
+    close(integrate(_decay, start, [1.0, 0.5, 0.0]), torch.zeros(1, 1, dtype=torch.float64), 1e-12)
+    # Heun's first step averages 2 and 2 (1 - 1): 1 - 1/2; its last one, to zero, is Euler's: no velocity is asked at 0.
+    close(integrate(_decay, start, [1.0, 0.5, 0.0], "heun"), torch.zeros(1, 1, dtype=torch.float64), 1e-12)
+    close(integrate(_decay, start, [1.0, 0.75, 0.5], "heun"), start * (1 - 0.375) ** 2, 1e-12)
+
+
+def test_times_are_what_the_field_is_asked_for():
+    asked = []
+
+    def field(x, t):
+        asked.append(t)
+        return torch.zeros_like(x)
+
+    integrate(field, noise(3, 2).float(), [1.0, 0.5, 0.0], "heun")
+    assert [t.tolist() for t in asked] == [[1.0] * 3, [0.5] * 3, [0.5] * 3]
+
+
+def test_the_callback_sees_the_estimate_and_can_stop():
+    data, end = noise(2, 3), noise(2, 3, seed=2)
+    seen = []
+    integrate(lambda x, t: end - data, end, time_grid(3), on_step=lambda i, estimate: seen.append((i, estimate)))
+    assert [i for i, _ in seen] == [0, 1, 2]
+    for _, estimate in seen:
+        close(estimate, data, 1e-12)
+    stopped = integrate(lambda x, t: end - data, end, time_grid(4), on_step=lambda i, estimate: i < 1)
+    close(stopped, (data + end) / 2, 1e-12)
+
+
+def test_unknown_solvers():
+    with pytest.raises(ValueError, match=r"'rk4' is unknown; known: euler, heun"):
+        integrate(_decay, noise(1, 1), [1.0, 0.0], "rk4")
+
+
+# -- guidance --------------------------------------------------------------------------------------------------------
+
+
+def test_guidance_by_hand():
+    conditional, unconditional = torch.tensor([3.0]), torch.tensor([1.0])
+    for scale, expected in ((0.0, 1.0), (1.0, 3.0), (2.5, 6.0)):
+        assert Guidance(scale).combine(conditional, unconditional).item() == expected
+
+
+def test_guidance_asks_for_both_branches_only_where_it_is_active():
+    asked = []
+
+    def conditional(x, t):
+        asked.append(("one", float(t[0])))
+        return torch.full_like(x, 3.0)
+
+    def both(x, t):
+        asked.append(("both", float(t[0])))
+        return torch.full_like(x, 3.0), torch.full_like(x, 1.0)
+
+    velocity = guided(conditional, both, Guidance(2.0, (0.25, 0.75)))
+    found = [float(velocity(torch.zeros(1, 1), torch.tensor([t]))) for t in (1.0, 0.75, 0.5, 0.25, 0.1)]
+    assert found == [3.0, 5.0, 5.0, 5.0, 3.0]
+    assert [kind for kind, _ in asked] == ["one", "both", "both", "both", "one"]
+    asked.clear()
+    guided(conditional, both, Guidance(1.0))(torch.zeros(1, 1), torch.tensor([0.5]))
+    assert asked == [("one", 0.5)]
+
+
+@pytest.mark.parametrize("scale", [-0.1, 101, math.nan, math.inf])
+def test_guidance_has_limits(scale):
+    with pytest.raises(ValueError, match="between 0 and 100"):
+        Guidance(scale)
+
+
+@pytest.mark.parametrize("interval", [(0.8, 0.2), (-0.1, 1.0), (0.0, 1.5), (math.nan, 1.0)])
+def test_guidance_intervals_lie_within_the_time(interval):
+    with pytest.raises(ValueError, match="interval"):
+        Guidance(2.0, interval)
+
+
+# -- the head --------------------------------------------------------------------------------------------------------
+
+
+def head(patch=2, channels=3, **changes) -> LatentHead:
+    config = LatentConfig(patch_size=patch, channels=channels, **changes)
+    return fill(LatentHead(8, config)).double()
+
+
+@torch.no_grad()
+def test_patches_are_rows_of_row_column_channel():
+    """Tokens in reading order; in a token the channel runs fastest (Cosmos 3)."""
+    plain = LatentHead(12, LatentConfig(patch_size=2, channels=3))
+    plain.proj_in.weight.copy_(torch.eye(12))
+    plain.proj_in.bias.zero_()
+    latents = torch.arange(24.0).view(1, 3, 2, 4)  # channel c, row y, column x holds 8 c + 4 y + x
+    expected = [[8 * c + 4 * y + x for y in (0, 1) for x in (2 * w, 2 * w + 1) for c in range(3)] for w in (0, 1)]
+    assert plain.read(latents)[0].tolist() == expected
+
+
+@pytest.mark.parametrize(("patch", "channels", "size"), [(1, 4, (3, 5)), (2, 3, (4, 6)), (4, 1, (8, 4))])
+@torch.no_grad()
+def test_writing_undoes_reading(patch, channels, size):
+    """With projections that undo each other, every number comes back to its place."""
+    width = channels * patch**2
+    through = LatentHead(width, LatentConfig(patch_size=patch, channels=channels)).double()
+    for linear in (through.proj_in, through.proj_out):
+        linear.weight.copy_(torch.eye(width))
+        linear.bias.zero_()
+    through.norm = torch.nn.Identity()
+    latents = noise(2, channels, *size)
+    tokens = through.read(latents)
+    assert tokens.shape == (2, size[0] * size[1] // patch**2, width)
+    close(through.write(tokens, latents, torch.rand(2)), latents, 1e-12)
+
+
+@torch.no_grad()
+def test_a_predicted_sample_becomes_a_velocity():
+    """v = (x_t - data) / t: the velocity that leads from x_t to the prediction in the time that is left."""
+    velocity, sample = head(), head(prediction="sample")
+    latents, tokens = noise(3, 3, 4, 4), noise(3, 4, 8, seed=2)
+    t = torch.tensor([1.0, 0.4, 0.01], dtype=torch.float64)
+    data = velocity.write(tokens, latents, t)
+    got = sample.write(tokens, latents, t)
+    for i, divided in enumerate((1.0, 0.4, MIN_TIME)):
+        close(got[i], (latents[i] - data[i]) / divided, 1e-12)
+    close(latents[1] - 0.4 * got[1], data[1], 1e-12)
+
+
+@torch.no_grad()
+def test_the_head_norms_before_it_projects():
+    module, tokens, latents = head(patch=1, channels=2), noise(1, 6, 8), noise(1, 2, 2, 3)
+    normed = tokens * (tokens.square().mean(-1, keepdim=True) + 1e-6).rsqrt() * module.norm.weight
+    expected = module.proj_out(normed)[0].T.reshape(1, 2, 2, 3)
+    close(module.write(tokens, latents, torch.ones(1)), expected, 1e-12)
+
+
+def test_latents_that_do_not_fit():
+    for shape, said in (((1, 3, 5, 4), "5x4.*2"), ((1, 3, 4, 7), "4x7.*2"), ((1, 2, 4, 4), "2 channels.*3")):
+        with pytest.raises(ValueError, match=said):
+            head().read(torch.zeros(shape))
+    with pytest.raises(ValueError, match=r"0x4.*2"):
+        head().grid(torch.zeros(1, 3, 0, 4))
+
+
+def test_positions_of_a_grid():
+    got = grid_positions((2, 3), torch.tensor([7, 100]))
+    assert got.shape == (3, 2, 6)
+    assert got[0].tolist() == [[7] * 6, [100] * 6]
+    assert got[1, 1].tolist() == [0, 0, 0, 1, 1, 1]
+    assert got[2, 0].tolist() == [0, 1, 2, 0, 1, 2]

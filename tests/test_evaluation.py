@@ -266,7 +266,7 @@ def test_report_as_table_and_file(tmp_path):
     groups = {"small_talk": {"cases": 2, "anls": 0.25}, "transcribed": {"cases": 1, "character_accuracy": None}}
     report = Report("documents", {"anls": 0.5, "cases": 3, "groups": groups}, [{"said": "ö"}], {"seed": 4}, 2.0)
     shown = table(report)
-    for piece in ("documents: 1 cases (seed 4)", "0.500", "small talk", "0.250", "-"):
+    for piece in ("documents: 1 cases (seed 4)", "0.500", "small_talk", "0.250", "-"):
         assert piece in shown
     path = tmp_path / "report.json"
     report.save(path)

@@ -33,6 +33,7 @@ TRANSCRIPTION = {"word": 48, "line": 64, "lines": 160, "page": 512}  # tokens of
 SCORES = {"anls": anls, "exact_match": exact_match}
 MAX_LINES = 1_000_000
 CONTROLS = ("blank", "shuffled")
+CONTROLLED = 60  # pages that the controls are shown for
 
 
 def run(
@@ -40,8 +41,8 @@ def run(
 ) -> tuple[dict[str, Any], list[dict]]:
     """``count`` pages with ``questions`` each; ``transcribed`` pieces of every level are read aloud (default: a fifth).
 
-    Metrics: ANLS and exact match of the answers; the same with a blank page and with another page of the same size in
-    its place; character accuracy of the transcription.
+    Metrics: ANLS and exact match of the answers; the same, for the first pages, with a blank page and with another page
+    of the same size in its place; character accuracy of the transcription.
     """
     reader = DocumentQA(model)
     if data is not None:
@@ -68,7 +69,8 @@ def _ask(model: Omni, seeds: list[int], pages: list[Document], asked: list[list[
     """One sample a question, with the answers to the page and to the two controls."""
     pictures = [Image.fromarray(page.image) for page in pages]
     questions = [[question for question, _ in some] for some in asked]
-    shown = {"": pictures, "blank": [blank(p) for p in pictures], "shuffled": shuffled(pictures)}
+    first, rest = pictures[:CONTROLLED], [None] * len(pictures[CONTROLLED:])
+    shown = {"": pictures, "blank": [*map(blank, first), *rest], "shuffled": [*shuffled(first), *rest]}
     said = {name: answer_pages(model, some, questions, ANSWER, f"pages {name}".strip()) for name, some in shown.items()}
     samples = []
     for i, page in enumerate(pages):

@@ -49,7 +49,7 @@ def table(report: Report) -> str:
         columns = list(dict.fromkeys(column for scores in groups.values() for column in scores))
         detail = Table("", *(c.replace("_", " ") for c in columns))
         for name, scores in groups.items():
-            detail.add_row(name.replace("_", " "), *(_number(scores.get(c)) for c in columns))
+            detail.add_row(name, *(_number(scores.get(c)) for c in columns))
         parts.append(detail)
     console = Console(file=io.StringIO(), width=100)
     console.print(*parts, sep="\n")

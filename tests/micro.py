@@ -37,9 +37,9 @@ MICRO = OmniConfig(
 )
 
 CODEC_LATENT = LatentConfig(
-    patch_size=2, channels=4, image_size=64, position_offset=0, codec=CodecConfig(channels=4, factor=4, width=8)
+    patch_size=2, channels=4, image_size=64, position_offset=0, codec=CodecConfig(channels=4, factor=4)
 )
-"""Latents of an autoencoder: a token stands for 8 x 8 pixels here too."""
+"""Latents of a patch codec: a token stands for 8 x 8 pixels here too."""
 
 
 def micro_model(**changes) -> Omni:

@@ -23,7 +23,7 @@ RECIPE = {
     "warmup": 2,
     "log_every": 1,
     "save_every": 2,
-    "probe_every": 4,
+    "probe_every": 2,
     "accelerator": "cpu",
     "stages": [
         {
@@ -31,7 +31,6 @@ RECIPE = {
             "steps": 1,
             "lr": 2e-3,
             "read": {"size": 1, "mixture": {"line": 1.0}, "talk": False},
-            "codec": {"size": 2},
         },
         {
             "name": "all",
@@ -85,7 +84,8 @@ def test_the_run_leaves_logs_probes_and_pictures(run):
     logged = rows(metrics)
     assert {"step", "rate"} <= set(logged[0])
     assert list(run.glob("tensorboard/*/events.out.tfevents.*"))
-    (probe,) = rows(run / "probes.csv")
+    halfway, probe = rows(run / "probes.csv")
+    assert halfway["step"] == "2"  # what a probe leaves behind must not stand in the way of the next step
     assert (probe["step"], probe["stage"]) == (str(STEPS), "all")
     for name in ("read", "read_blank", "read_shuffled"):
         assert 0 < float(probe[name]) < 20
@@ -149,10 +149,6 @@ def test_every_objective_reaches_its_part(recipe):
     """Gradients of each loss arrive at the parts that it is for, and at no others."""
     module = build(load_recipe(recipe))
     steps = Steps(module.recipe, encoding(module.model), module.model.tokenizer.encode)
-    module.zero_grad()
-    plan, batch = steps.batches(0)["codec"]
-    module.codec_losses(plan, batch)["codec"][1].backward()
-    assert {n.split(".")[0] for n, p in module.model.named_parameters() if p.grad is not None} == {"codec"}
     for kind, reached in (
         ("read", {"vision", "projector", "context"}),
         ("draw", {"denoiser", "latents", "context"}),
@@ -181,7 +177,6 @@ def test_every_objective_reaches_its_part(recipe):
         ({"stages": [{"name": "x", "steps": 1, "lr": 1.0, "read": {"size": 1, "mixture": {}}}]}, "mixture is {}"),
         ({"stages": [{"name": "x", "steps": 1, "lr": 1.0, "draw": {"size": 0}}]}, "DrawPlan.size is 0"),
         ({"learning_rate": 1}, "no fields \\['learning_rate'\\]"),
-        ({"stages": [{"name": "x", "steps": 1, "lr": 1.0, "codec": {"size": 1, "noise": -1}}]}, "noise is -1"),
         ({"seed": -1}, "seed is -1"),
         ({"warmup": 0}, "warmup is 0"),
         ({"ema": 1.5}, "ema is 1.5"),

@@ -45,7 +45,7 @@ class PatchCodec(nn.Module):
 
     def decode(self, latents: Tensor) -> Tensor:
         """(b, channels, h, w) -> (b, 3, h factor, w factor) in [0, 1]"""
-        patches = (rearrange(latents, "b c h w -> b h w c") * self.scale) @ self.basis + self.mean
+        patches = (rearrange(latents.to(self.mean.dtype), "b c h w -> b h w c") * self.scale) @ self.basis + self.mean
         f = self.factor
         return ((rearrange(patches, "b h w (y x c) -> b c (h y) (w x)", y=f, x=f) + 1) / 2).clamp(0, 1)
 
@@ -64,4 +64,4 @@ class PatchCodec(nn.Module):
     def _patches(self, pixels: Tensor) -> Tensor:
         """(b, 3, H, W) in [0, 1] -> (b, h, w, 3 factor^2) in [-1, 1]"""
         f = self.factor
-        return rearrange(pixels * 2 - 1, "b c (h y) (w x) -> b h w (y x c)", y=f, x=f)
+        return rearrange((pixels * 2 - 1).to(self.mean.dtype), "b c (h y) (w x) -> b h w (y x c)", y=f, x=f)

@@ -322,14 +322,16 @@ def _eval(args: Arguments) -> Any:
 
 def _bench_arguments(parser: Parser) -> None:
     parser.add_argument("subject", choices=["language"], help="what to measure")
+    parser.add_argument("--quick", action="store_true", help="fewer turns and shorter prompts")
+    parser.add_argument("--threads", type=whole(1, 1024), default=2, help="of both sides (default: 2)")
 
 
 def _bench(args: Arguments) -> Any:
-    from omni.bench import language, table
+    from omni.bench import bench_language, table
 
-    result = language(seed=args.seed)
-    _print(args, table(result))
-    return result
+    report = bench_language(quick=args.quick, seed=args.seed, threads=args.threads)
+    _print(args, table(report))
+    return report.as_dict()
 
 
 def _info_arguments(parser: Parser) -> None:

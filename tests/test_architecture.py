@@ -109,6 +109,11 @@ def edges(at_once: bool = False) -> list[tuple[str, int, str]]:
     return pairs
 
 
+def test_every_level_is_of_something():
+    stale = sorted(set(LEVELS) - set(sources()) - {f"omni.{stage}" for stage in STAGES})
+    assert not stale, f"LEVELS names {stale}, which do not exist"
+
+
 def test_imports_point_downwards():
     wrong = []
     for module, line, target in edges():

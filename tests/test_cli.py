@@ -249,3 +249,17 @@ def test_convert_rewrites_a_folder(capsys, random_tiny, tmp_path):
     assert out.strip() == str(tmp_path / "target")
     halved, whole = (sum(p.stat().st_size for p in (tmp_path / f).glob("*.safetensors")) for f in ("target", "source"))
     assert halved < 0.6 * whole
+
+
+def test_bench_passes_its_settings_on(capsys, monkeypatch):
+    from omni import bench
+
+    asked = {}
+    report = bench.Report({}, bench.Rates(1.0, 1.0), [bench.Row("prefill", "s", 1.0, 2.0, 0.5)])
+    monkeypatch.setattr(bench, "bench_language", lambda **settings: asked.update(settings) or report)
+    code, out, _ = run(capsys, "bench", "language", "--quick", "--threads", "1", "--seed", "3", "--json")
+    assert code == 0
+    assert asked == {"quick": True, "seed": 3, "threads": 1}
+    assert json.loads(out)["rows"][0]["ratio"] == 2.0
+    code, out, _ = run(capsys, "bench", "language")
+    assert "prefill" in out

@@ -255,7 +255,8 @@ def test_bench_passes_its_settings_on(capsys, monkeypatch):
     from omni import bench
 
     asked = {}
-    report = bench.Report({}, bench.Rates(1.0, 1.0), [bench.Row("prefill", "s", 1.0, 2.0, 0.5)])
+    settings = {"pattern": "M*", "parameters": 1, "threads": 1, "torch": "2", "python": "3", **bench.SIZES}
+    report = bench.Report(settings, bench.Rates(1.0, 1.0), [bench.Row("prefill", "s", 1.0, 2.0, 0.5)])
     monkeypatch.setattr(bench, "bench_language", lambda **settings: asked.update(settings) or report)
     code, out, _ = run(capsys, "bench", "language", "--quick", "--threads", "1", "--seed", "3", "--json")
     assert code == 0

@@ -28,8 +28,10 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(d))
 
     def forward(self, x: Tensor) -> Tensor:
-        w = wide(x.dtype)
-        return F.rms_norm(x.to(w), self.weight.shape, self.weight.to(w), self.eps).to(x.dtype)
+        weight, w = self.weight, wide(x.dtype)
+        if x.dtype == weight.dtype == w:  # nothing to widen; one token is so little work that empty casts would show
+            return F.rms_norm(x, weight.shape, weight, self.eps)
+        return F.rms_norm(x.to(w), weight.shape, weight.to(w), self.eps).to(x.dtype)
 
 
 class GatedRMSNorm(nn.Module):
@@ -46,9 +48,9 @@ class GatedRMSNorm(nn.Module):
     def forward(self, y: Tensor, z: Tensor) -> Tensor:
         w = wide(z.dtype)
         gated = y.to(w) * F.silu(z.to(w))
-        grouped = rearrange(gated, "... (g c) -> ... g c", g=self.n_groups)
+        grouped = gated.unflatten(-1, (self.n_groups, -1))
         normed = F.rms_norm(grouped, grouped.shape[-1:], eps=self.eps)
-        return self.weight * rearrange(normed, "... g c -> ... (g c)").to(z.dtype)
+        return self.weight * normed.flatten(-2).to(z.dtype)
 
 
 class Rotary(nn.Module):

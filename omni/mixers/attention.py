@@ -5,7 +5,6 @@ denoiser tower   out = softmax(q [k_ctx; k]') v   keys: the context's cache firs
 """
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 
 from omni.cache import AttentionSlot
@@ -44,11 +43,12 @@ class Attention(nn.Module):
             k, v = self._after_context(k, v, layout, context)
         # A single query is the last one: it may see all that there is.
         out = attend(q, k, v, causal=layout.causal and layout.n > 1, mask=layout.mask)
-        return self.o_proj(rearrange(out, "b H n p -> b n (H p)"))
+        return self.o_proj(out.transpose(1, 2).flatten(2))
 
     def _heads(self, x: Tensor, layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries (b, H, n, p), keys and values (b, K, n, p)."""
         p = self.config.head_dim
-        q, k, v = (rearrange(f(x), "b n (H p) -> b H n p", p=p) for f in (self.q_proj, self.k_proj, self.v_proj))
+        q, k, v = (f(x).unflatten(-1, (-1, p)).transpose(1, 2) for f in (self.q_proj, self.k_proj, self.v_proj))
         return rotate(self.q_norm(q), layout.rotary), rotate(self.k_norm(k), layout.rotary), v
 
     def _after_context(self, k: Tensor, v: Tensor, layout: Layout, context: AttentionSlot) -> tuple[Tensor, Tensor]:

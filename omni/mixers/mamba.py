@@ -12,7 +12,6 @@ import math
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
 
 from omni.cache import MambaSlot
@@ -83,14 +82,14 @@ class Mamba(nn.Module):
         )
         if slot is not None:
             slot.conv, slot.ssm = self._last_inputs(xbc, conv, layout), state
-        return rearrange(y, "b n h p -> b n (h p)")
+        return y.flatten(2)
 
     def _one(self, xbc: Tensor, dt: Tensor, slot: MambaSlot) -> Tensor:
         """One token, states advanced in place. (b, c), (b, h) -> (b, h p)"""
         mixed = conv_step(xbc, self.conv1d.weight[:, 0], self.conv1d.bias, slot.conv)
         x, B, C = self._split(mixed)
         y, slot.ssm = scan_step(x, dt, self._a(dt.dtype), B, C, self.D.to(dt.dtype), slot.ssm)
-        return rearrange(y, "b h p -> b (h p)")
+        return y.flatten(1)
 
     @torch.no_grad()
     def _advance(self, xbc: Tensor, dt: Tensor, conv: Tensor, ssm: Tensor) -> tuple[Tensor, Tensor]:

@@ -167,9 +167,7 @@ def make_photo() -> Image.Image:
     sheet = ((0, 0), (flat.width, 0), flat.size, (0, flat.height))
     large = tuple((x * 2, y * 2) for x, y in corners)
     double = (size[0] * 2, size[1] * 2)
-    paper = flat.transform(
-        double, Image.Transform.PERSPECTIVE, homography(sheet, large), Image.Resampling.BICUBIC
-    )
+    paper = flat.transform(double, Image.Transform.PERSPECTIVE, homography(sheet, large), Image.Resampling.BICUBIC)
     paper = paper.resize(size, Image.Resampling.BOX)
     mask = Image.new("L", double)
     ImageDraw.Draw(mask).polygon(large, fill=255)

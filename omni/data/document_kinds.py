@@ -28,9 +28,7 @@ def title(page: Page, make: Callable[[], str]) -> str:
     return page.fit(make, page.span - 2, "bold")
 
 
-def labelled(
-    page: Page, label: str, make: Callable[[], str], manner: str | None = None
-) -> tuple[str, str] | None:
+def labelled(page: Page, label: str, make: Callable[[], str], manner: str | None = None) -> tuple[str, str] | None:
     """Write a label and a value that fits beside it; returns both, or None where none fits."""
     manner = manner or page.style.pair
     label = label.upper() if page.style.upper_labels else label
@@ -111,9 +109,7 @@ def receipt(page: Page, questions: Questions) -> None:
     shop = heading(page, questions, title(page, lambda: words.shop(rng)))
     questions.ask(("Which shop is it?", "What is the name of the shop?"), shop)
     if page.room > 7 and rng.random() < 0.5:
-        make, asked = rng.choice(
-            ((words.address, "What is the address?"), (words.phone, "What is the phone number?"))
-        )
+        make, asked = rng.choice(((words.address, "What is the address?"), (words.phone, "What is the phone number?")))
         line = page.fit(lambda: make(rng), page.span)
         page.aligned(line, rng.choice("ccl"))
         questions.ask((asked,), line)
@@ -267,9 +263,7 @@ def column_places(page: Page, key: str, keys: list[str], cells: dict[str, list[s
     return {name: page.left + edge + slack * (i + 1) for i, (name, edge) in enumerate(kept.items())}
 
 
-def write_table(
-    page: Page, key: str, keys: list[str], cells: dict[str, list[str]], places: dict[str, float]
-) -> None:
+def write_table(page: Page, key: str, keys: list[str], cells: dict[str, list[str]], places: dict[str, float]) -> None:
     rng, top = page.rng, page.top
     bar = rng.random() < 0.35
     header = (Cell(key, page.left), *(Cell(name, x, "r") for name, x in places.items()))
@@ -449,9 +443,7 @@ def numbered_list(page: Page, questions: Questions) -> None:
     heading(
         page,
         questions,
-        title(
-            page, lambda: f"{rng.choice(words.WORDS)} {rng.choice(('list', 'notes', 'plan'))}".capitalize()
-        ),
+        title(page, lambda: f"{rng.choice(words.WORDS)} {rng.choice(('list', 'notes', 'plan'))}".capitalize()),
     )
     count = max(2, min(rng.randint(4, 9), page.room))
     mark = rng.choice(("{}.", "{})", "-", "*"))

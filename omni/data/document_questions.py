@@ -43,9 +43,7 @@ FIELDS = {
     "reference": Field(("Ref", "Reference", "Ref."), ("What is the reference?",), words.code),
     "born": Field(("Born", "Birth date"), ("What is the date of birth?", "When were they born?"), any_date),
     "id": Field(("ID", "ID No"), ("What is the ID?",), words.code),
-    "room": Field(
-        ("Room",), ("Which room is it?",), lambda r: r.choice(("", "A", "B", "C")) + words.digits(r, 2)
-    ),
+    "room": Field(("Room",), ("Which room is it?",), lambda r: r.choice(("", "A", "B", "C")) + words.digits(r, 2)),
     "role": Field(("Role", "Job"), ("What is the role?",), words.value),
     "email": Field(
         ("Email", "Mail"),
@@ -61,9 +59,7 @@ FIELDS = {
     "paid": Field(("Paid",), ("Is it paid?",), lambda r: r.choice(("yes", "no"))),
     "signed": Field(("Signed",), ("Is it signed?",), lambda r: r.choice(("yes", "no"))),
     "weight": Field(("Weight",), ("What is the weight?",), lambda r: f"{r.randint(1, 999) / 10} kg"),
-    "color": Field(
-        ("Color",), ("What is the color?",), lambda r: r.choice(("red", "blue", "green", "black", "white"))
-    ),
+    "color": Field(("Color",), ("What is the color?",), lambda r: r.choice(("red", "blue", "green", "black", "white"))),
 }
 
 COLUMNS: dict[str, Maker] = {

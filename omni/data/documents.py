@@ -64,9 +64,7 @@ def _check(level: str, size: tuple[int, int] | None) -> None:
     smallest = SMALLEST[level]
     for name, value, least in zip(("height", "width"), size, smallest, strict=True):
         if value % 16 or not least <= value <= LARGEST:
-            raise ValueError(
-                f"{name} is {value}; for {level!r} it must be a multiple of 16 from {least} to {LARGEST}"
-            )
+            raise ValueError(f"{name} is {value}; for {level!r} it must be a multiple of 16 from {least} to {LARGEST}")
 
 
 def _page(rng: Random, height: int, width: int) -> Document:
@@ -136,11 +134,7 @@ def _lines(rng: Random, height: int, width: int) -> Document:
     for _ in range(3):
         _place(page, _fill(page, rng.randint(1, 6), face), face)
     ends = (("first", 0), ("last", -1))
-    qa = tuple(
-        (f"What is in the {name} line?", page.lines[i])
-        for name, i in ends
-        if len(page.lines[i]) <= MAX_ANSWER
-    )
+    qa = tuple((f"What is in the {name} line?", page.lines[i]) for name, i in ends if len(page.lines[i]) <= MAX_ANSWER)
     return _finish(page, qa, "lines")
 
 
@@ -158,9 +152,7 @@ def _pairs(page: Page, count: int) -> tuple[tuple[str, str], ...]:
         value = page.fit(make, page.span - page.measure(f"{name}:  ") - 8)
         page.pair(name if priced else f"{name}:", value)
         if priced:
-            questions.ask(
-                ("How much is the {}?", "What is the price of {}?", "What does {} cost?"), value, name
-            )
+            questions.ask(("How much is the {}?", "What is the price of {}?", "What does {} cost?"), value, name)
         else:
             questions.ask_label(name, value)
     return questions.choose()

@@ -127,9 +127,7 @@ def sample_style(rng: Random, height: int, width: int, *, largest: int = 14, til
     """A random look for a page of ``height`` x ``width``; ``tilt`` bounds the rotation in degrees."""
     families = [f for f in FAMILIES if f.smallest <= largest]
     family = rng.choices(families, [f.weight for f in families])[0]
-    if (
-        width < 16 * advance(family.regular, 13, "", "x") + 12
-    ):  # a narrow page: wide type only in its smallest size
+    if width < 16 * advance(family.regular, 13, "", "x") + 12:  # a narrow page: wide type only in its smallest size
         largest = family.smallest
     size = rng.randint(family.smallest, max(family.smallest, min(largest, family.smallest + 2, 14)))
     angle = rng.uniform(-tilt, tilt) if tilt and rng.random() < 1 / 3 else 0.0
@@ -225,9 +223,7 @@ class Page:
         self.draw.text((x, baseline * scale), text, font=font, fill=color, anchor="ls")
         y = baseline - cap / 2
         self.glyphs += [
-            Glyph(char, (x + (ends[i] + ends[i + 1]) / 2) / scale, y)
-            for i, char in enumerate(text)
-            if char != " "
+            Glyph(char, (x + (ends[i] + ends[i + 1]) / 2) / scale, y) for i, char in enumerate(text) if char != " "
         ]
 
     def aligned(self, text: str, align: str, face: str = "regular", bar: bool = False) -> None:
@@ -245,11 +241,7 @@ class Page:
             self.row(Cell(label, self.left), Cell(value, self.right, "r"), face=face)
             return
         tab = self.left + self.span * 0.42
-        x = (
-            tab
-            if pair == "tab" and tab >= end + gap and tab + self.measure(value, face) <= self.right
-            else end + gap
-        )
+        x = tab if pair == "tab" and tab >= end + gap and tab + self.measure(value, face) <= self.right else end + gap
         self.row(Cell(label, self.left), Cell(value, x), face=face)
 
     def rule(self, *, dashed: bool = False, gap: float = 3.0) -> None:
@@ -298,9 +290,7 @@ def _bend(rng: Random, height: int, width: int, style: Style) -> np.ndarray:
     """The 3 x 3 homography from drawn to final pixels: a rotation about the middle, then a keystone."""
     turn = math.radians(-style.angle)
     cos, sin, cx, cy = math.cos(turn), math.sin(turn), width / 2, height / 2
-    rotation = np.array(
-        [[cos, -sin, cx - cos * cx + sin * cy], [sin, cos, cy - sin * cx - cos * cy], [0, 0, 1.0]]
-    )
+    rotation = np.array([[cos, -sin, cx - cos * cx + sin * cy], [sin, cos, cy - sin * cx - cos * cy], [0, 0, 1.0]])
     if not style.keystone:
         return rotation
     corners = ((0, 0), (width, 0), (width, height), (0, height))

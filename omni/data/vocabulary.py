@@ -115,9 +115,7 @@ def shop(rng: Random) -> str:
     if draw < 0.55:
         return f"{name} {rng.choice(SHOP_KINDS)}"
     return (
-        f"{name} & {_real_or_pseudo(rng, LAST_NAMES)}"
-        if draw < 0.8
-        else f"{name} {rng.choice(('Ltd', 'Inc', 'Co.'))}"
+        f"{name} & {_real_or_pseudo(rng, LAST_NAMES)}" if draw < 0.8 else f"{name} {rng.choice(('Ltd', 'Inc', 'Co.'))}"
     )
 
 
@@ -196,9 +194,7 @@ def token(rng: Random) -> str:
         return rng.choice(("", "", "$")) + f"{amount(rng):.2f}"
     if draw < 0.9:
         return gibberish(rng)
-    return rng.choice((clock, lambda r: digits(r, r.randint(1, 5)), lambda r: date(r, r.choice((0, 1, 3)))))(
-        rng
-    )
+    return rng.choice((clock, lambda r: digits(r, r.randint(1, 5)), lambda r: date(r, r.choice((0, 1, 3)))))(rng)
 
 
 def value(rng: Random) -> str:

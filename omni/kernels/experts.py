@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from omni.kernels import Path, choose, wide
+from omni.kernels.linear import project
 
 
 def routed_experts(x: Tensor, indices: Tensor, weights: Tensor, up: Tensor, down: Tensor) -> Tensor:
@@ -69,7 +70,7 @@ def _project(x: Tensor, weight: Tensor) -> Tensor:
     """``x weight'``. A CPU multiplies more than a few rows faster in float32, even after widening the weights."""
     if x.device.type == "cpu" and weight.dtype in (torch.bfloat16, torch.float16) and x.shape[0] > 2:
         return F.linear(x.float(), weight.float())
-    return F.linear(x.to(weight.dtype), weight)
+    return project(x.to(weight.dtype), weight)
 
 
 class SortedExperts(torch.autograd.Function):

@@ -9,6 +9,7 @@ from omni.kernels import force
 from omni.kernels.attention import ATTENTION_PATHS, attend
 from omni.kernels.conv import CONV_PATHS, causal_conv, conv_step
 from omni.kernels.experts import EXPERT_PATHS, routed_experts
+from omni.kernels.linear import LINEAR_PATHS, project
 from omni.kernels.scan import SCAN_PATHS, scan, scan_step
 
 TOLERANCE = {  # of the largest entry of the reference: (values, gradients)
@@ -336,6 +337,30 @@ def test_causal_attention_needs_enough_keys():
     q, k = torch.randn(1, 2, 4, 8), torch.randn(1, 2, 3, 8)
     with pytest.raises(ValueError, match="4 queries over 3 keys"):
         attend(q, k, k, causal=True)
+
+
+# --- linear -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("biased", [False, True], ids=["bare", "bias"])
+@pytest.mark.parametrize("shape", [(1,), (1, 1), (3, 1), (2, 5), (130,)], ids=str)
+@pytest.mark.parametrize("d_out", [1, 24, 35, 128])
+@pytest.mark.parametrize("path", fast(LINEAR_PATHS))
+def test_linear_equals_its_reference(path, d_out, shape, biased, dtype):
+    torch.manual_seed(d_out)
+    inputs = leaves(random(*shape, 16, dtype=dtype), random(d_out, 16, dtype=dtype, scale=0.25))
+    if biased:
+        inputs += leaves(random(d_out, dtype=dtype))
+    compare("linear", path, project, inputs, dtype)
+
+
+@pytest.mark.parametrize("learning", [0, 1, 2])
+def test_linear_of_few_rows_has_gradients_of_whatever_learns(learning):
+    inputs = [random(2, 16, dtype=torch.float32), random(24, 16, dtype=torch.float32), torch.randn(24)]
+    inputs[learning].requires_grad_()
+    project(*inputs).sum().backward()
+    assert inputs[learning].grad is not None
 
 
 # --- choosing -----------------------------------------------------------------------------------------------------

@@ -121,7 +121,8 @@ class Recipe:
     weight_decay: float = 0.02
     clip: float = 1.0
     ema: float = 0.999
-    threads: int = 0  # 0: leave torch's choice
+    threads: int = 0  # of each process; 0: leave torch's choice
+    devices: int = 1  # processes, or GPUs, that share each step
     accelerator: str = "auto"
     precision: str = "32-true"
     log_every: int = 10
@@ -132,7 +133,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         _require(len(self.stages) > 0, "a recipe needs at least one stage")
-        for name in ("warmup", "log_every", "save_every", "probe_every"):
+        for name in ("devices", "warmup", "log_every", "save_every", "probe_every"):
             _check(self, name, 1, whole=True)
         for name in ("seed", "threads"):
             _check(self, name, 0, whole=True)

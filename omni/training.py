@@ -3,19 +3,24 @@
     batches(step)  ──>  read: next token of the answers, glyph under each patch
                         draw: velocity of noisy pictures over one reading of the caption
                         talk: next token of packed dialogues
-    loss = weighted sum  ──>  AdamW, warm-up, constant rate, falling at the end  ──>  averaged weights (EMA)
+    loss = weighted sum  ──>  Muon and AdamW, warm-up, constant rate, falling at the end  ──>  averaged weights (EMA)
 
-Batches are a pure function of the step, so a resumed run continues exactly. ``omni train RECIPE``.
+Batches are a pure function of the step, so a resumed run continues exactly. With several ``devices`` every process
+takes its own part of each step's batch, and they share the gradient. ``omni train RECIPE``.
 """
 
 import os
+import sys
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import lightning as L
 import torch
+import torch.distributed
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -32,10 +37,12 @@ from omni.data.batches import (
     read_batch,
     talk_batch,
 )
+from omni.data.documents import SIZES
 from omni.decoders.flow import interpolate
 from omni.inputs import Inputs
 from omni.mixers.moe import Router
 from omni.model import Omni
+from omni.optim import optimizer
 from omni.recipe import DrawPlan, ReadPlan, Recipe, TalkPlan, load_recipe, scaled
 from omni.tokenizers.bytes import ByteTokenizer
 from omni.tokenizers.latent import PixelCodec
@@ -45,10 +52,15 @@ CODEC_SCENES = 2000
 
 
 class Steps(IterableDataset):
-    """The batches of a recipe from ``start`` on: a dict of one batch for each kind that is due."""
+    """The batches of a recipe from ``start`` on: a dict of one batch for each kind that is due.
 
-    def __init__(self, recipe: Recipe, encoding: Encoding, encode, start: int = 0) -> None:
-        self.recipe, self.encoding, self.encode, self.start = recipe, encoding, encode, start
+    ``part`` is which of ``parts`` processes this is: each draws its own samples of the same kind and shape, so that
+    none waits for another.
+    """
+
+    def __init__(self, recipe: Recipe, encoding: Encoding, start: int = 0, part: int = 0, parts: int = 1) -> None:
+        self.recipe, self.encoding, self.start = recipe, encoding, start
+        self.part, self.parts = part, parts
 
     def __iter__(self):
         worker = torch.utils.data.get_worker_info()
@@ -68,15 +80,27 @@ class Steps(IterableDataset):
         return made
 
     def _read(self, seed: int, plan: ReadPlan) -> ReadBatch:
+        look = Random(f"read {seed}")  # the same in every process
+        level = look.choices(list(plan.mixture), list(plan.mixture.values()))[0]
         return read_batch(
-            seed, plan.size, plan.mixture, self.encoding, questions=plan.questions, talk=plan.talk, bare=plan.bare
+            self._own(seed),
+            plan.size,
+            level,
+            self.encoding,
+            shape=look.choice(SIZES[level]),
+            bare=look.random() < plan.bare,
+            questions=plan.questions,
+            talk=plan.talk,
         )
 
     def _draw(self, seed: int, plan: DrawPlan) -> DrawBatch:
-        return draw_batch(seed, plan.size, self.encoding.special, self.encode, plan.drop)
+        return draw_batch(self._own(seed), plan.size, self.encoding, plan.drop)
 
     def _talk(self, seed: int, plan: TalkPlan) -> TalkBatch:
-        return talk_batch(seed, plan.size, plan.width, self.encoding)
+        return talk_batch(self._own(seed), plan.size, plan.width, self.encoding)
+
+    def _own(self, seed: int) -> int:
+        return seed * self.parts + self.part
 
 
 class OmniTraining(L.LightningModule):
@@ -151,31 +175,36 @@ class OmniTraining(L.LightningModule):
         return [m for m in self.model.modules() if isinstance(m, Router)]
 
     def configure_optimizers(self) -> dict[str, Any]:
-        matrices = [p for p in self.parameters() if p.requires_grad and p.dim() >= 2]
-        vectors = [p for p in self.parameters() if p.requires_grad and p.dim() < 2]
-        groups = [
-            {"params": matrices, "weight_decay": self.recipe.weight_decay},
-            {"params": vectors, "weight_decay": 0.0},
-        ]
-        optimizer = torch.optim.AdamW(groups, lr=1.0, betas=self.recipe.betas)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.recipe.rate)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        chosen = optimizer(self, weight_decay=self.recipe.weight_decay, betas=self.recipe.betas)
+        schedule = torch.optim.lr_scheduler.LambdaLR(chosen, self.recipe.rate)
+        return {"optimizer": chosen, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_train_batch_start(self, batch: Any, index: int) -> None:
         # Noise follows the step, not the history of the run: a resumed run draws what the first would have drawn.
-        torch.manual_seed(self.recipe.seed * 1_000_003 + self.global_step)
+        step = self.recipe.seed * 1_000_003 + self.global_step
+        torch.manual_seed(step * self.trainer.world_size + self.trainer.global_rank)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """The step, and what follows every step: router biases and averages, before a checkpoint can be written."""
         super().optimizer_step(*args, **kwargs)
-        for router in self._routers():
+        routers = self._routers()
+        self._share_loads(routers)
+        for router in routers:
             if bool(router.load.any()):
                 router.update_bias()
         self.ema.update(self.model)
 
+    def _share_loads(self, routers: list[Router]) -> None:
+        """Every process counts the tokens of all, so that their biases stay the same."""
+        if self.trainer.world_size > 1 and routers:
+            loads = torch.cat([router.load for router in routers])
+            torch.distributed.all_reduce(loads)
+            for router, load in zip(routers, loads.split([len(r.load) for r in routers]), strict=True):
+                router.load.copy_(load)
+
     def train_dataloader(self) -> DataLoader:
-        tokenizer = self.model.tokenizer
-        steps = Steps(self.recipe, encoding(self.model), tokenizer.encode, start=self.global_step)
+        part, parts = self.trainer.global_rank, self.trainer.world_size
+        steps = Steps(self.recipe, encoding(self.model), self.global_step, part, parts)
         return DataLoader(steps, batch_size=None)
 
     def transfer_batch_to_device(self, batch: dict[str, Any], device: torch.device, index: int) -> dict[str, Any]:
@@ -219,7 +248,7 @@ def build(recipe: Recipe) -> OmniTraining:
     model = Omni(preset(recipe.model))
     model.tokenizer = ByteTokenizer()
     if model.codec is not None:
-        fitted_on = draw_batch(recipe.seed, CODEC_SCENES, model.tokenizer.special, model.tokenizer.encode)
+        fitted_on = draw_batch(recipe.seed, CODEC_SCENES, encoding(model))
         model.codec.fit(fitted_on.pixels)
     return OmniTraining(model, recipe)
 
@@ -259,7 +288,8 @@ def train(
     trainer = L.Trainer(
         max_steps=recipe.steps,
         accelerator=recipe.accelerator,
-        devices=1,
+        devices=recipe.devices,
+        strategy=_strategy(recipe.devices),
         precision=recipe.precision,
         gradient_clip_val=recipe.clip,
         logger=[CSVLogger(out, name="csv"), TensorBoardLogger(out, name="tensorboard")],
@@ -270,7 +300,16 @@ def train(
     )
     # The checkpoint is this run's own file; Lightning stores the optimiser's state beside the weights in it.
     trainer.fit(module, ckpt_path=last if resume and last.exists() else None, weights_only=False)
+    if not trainer.is_global_zero:
+        sys.exit(0)  # the other processes repeat the command that started the run; what follows is the first's
     return export(module, out / "model")
+
+
+def _strategy(devices: int) -> str | DDPStrategy:
+    """Buffers are not sent around: every process keeps the same ones, and the averages are as large as the model."""
+    if devices == 1:
+        return "auto"
+    return DDPStrategy(find_unused_parameters=True, broadcast_buffers=False, gradient_as_bucket_view=True)
 
 
 def load_weights(module: OmniTraining, source: str | Path) -> None:

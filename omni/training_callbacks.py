@@ -33,6 +33,8 @@ class Probe(L.Callback):
     def on_train_batch_end(self, trainer: L.Trainer, module: OmniTraining, outputs, batch, index: int) -> None:
         if trainer.global_step % self.every and trainer.global_step != trainer.max_steps:
             return
+        if not trainer.is_global_zero:
+            return
         stage, _ = module.recipe.at(max(0, trainer.global_step - 1))
         row = {"step": trainer.global_step, "stage": stage.name}
         with averaged(module), torch.no_grad():
@@ -44,7 +46,8 @@ class Probe(L.Callback):
         plot(self.out)
 
     def on_train_end(self, trainer: L.Trainer, module: OmniTraining) -> None:
-        plot(self.out)
+        if trainer.is_global_zero:
+            plot(self.out)
 
 
 class averaged:
@@ -67,7 +70,7 @@ class averaged:
 def reading(module: OmniTraining, mixture: dict[str, float]) -> dict[str, float]:
     """Held-out loss, and the two controls that must be worse once the model looks: a blank page, another row's page."""
     hardest = list(mixture)[-1]
-    batch = read_batch(-HELD_OUT, 12, {hardest: 1.0}, encoding(module.model)).to(module.device)
+    batch = read_batch(-HELD_OUT, 12, hardest, encoding(module.model)).to(module.device)
 
     def loss(pixels: Tensor) -> float:
         hidden = module.model.read(Inputs(batch.input_ids, pixels=tuple(pixels)))

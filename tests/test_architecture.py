@@ -35,6 +35,7 @@ LEVELS = {
     "omni.tower": 4,
     "omni.model": 5,
     "omni.mtp": 5,
+    "omni.optim": 5,
     "omni.checkpoint": 5,
     "omni.families": 6,
     "omni.pipelines": 7,

@@ -148,7 +148,7 @@ def test_a_run_can_start_from_another(run, recipe, tmp_path):
 def test_every_objective_reaches_its_part(recipe):
     """Gradients of each loss arrive at the parts that it is for, and at no others."""
     module = build(load_recipe(recipe))
-    steps = Steps(module.recipe, encoding(module.model), module.model.tokenizer.encode)
+    steps = Steps(module.recipe, encoding(module.model))
     for kind, reached in (
         ("read", {"vision", "projector", "context"}),
         ("draw", {"denoiser", "latents", "context"}),

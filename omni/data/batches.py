@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from omni.data.documents import Document, sample_document
+from omni.data.documents import SIZES, Document, sample_document
 from omni.data.scenes import sample_scene
 from omni.data.text import sample_text
 from omni.tokenizers.prompts import caption_ids
@@ -97,34 +97,32 @@ def cell_targets(document: Document, side: int) -> np.ndarray:
 def read_batch(
     seed: int,
     size: int,
-    mixture: dict[str, float],
+    level: str,
     encoding: Encoding,
     *,
+    shape: tuple[int, int] | None = None,
     questions: int = 4,
     talk: bool = True,
-    bare: float = 0.0,
+    bare: bool = False,
 ) -> ReadBatch:
-    """``size`` documents of one level and shape, drawn by ``mixture`` (level -> weight); fewer for larger images.
+    """``size`` documents of one level and ``shape`` (height, width); fewer for larger images.
 
     Small images come in larger batches, so that every batch costs about the same: ``size`` counts pages of 160 x 160.
     """
     rng = Random(f"read {seed}")
-    level = rng.choices(list(mixture), list(mixture.values()))[0]
     base = 1_000_000 + seed * 4096
-    first = sample_document(base, level)
-    shape = first.image.shape[:2]
+    shape = shape or rng.choice(SIZES[level])
     count = max(1, round(size * 160 * 160 / (shape[0] * shape[1])))
     count = min(count, 8 * size)  # short texts cost more than their small pictures
-    documents = [first, *(sample_document(base + i, level, shape) for i in range(1, count))]
+    documents = [sample_document(base + i, level, shape) for i in range(count)]
     pixels = to_pixels([d.image for d in documents])
     glyphs = torch.from_numpy(np.stack([glyph_targets(d, encoding.patch) for d in documents]))
     cells = torch.from_numpy(np.stack([cell_targets(d, encoding.token_pixels) for d in documents]))
     if not talk:
         return ReadBatch(pixels, glyphs, cells, None, None)
     tokens = shape[0] * shape[1] // encoding.token_pixels**2
-    plain = rng.random() < bare
     rows = [
-        _bare(d, rng, tokens, encoding) if plain else _conversation(d, rng, tokens, encoding, questions)
+        _bare(d, rng, tokens, encoding) if bare else _conversation(d, rng, tokens, encoding, questions)
         for d in documents
     ]
     input_ids, labels = _pad(rows, encoding.special["pad"])
@@ -174,12 +172,13 @@ def answer_labels(ids: list[int], special: dict) -> tuple[list[int], list[int]]:
     return ids, labels
 
 
-def draw_batch(seed: int, size: int, special: dict, encode: Callable[[str], list[int]], drop: float = 0.1) -> DrawBatch:
+def draw_batch(seed: int, size: int, encoding: Encoding, drop: float = 0.1) -> DrawBatch:
     """``size`` scenes; a share ``drop`` of the captions is empty, which is what guidance compares with."""
     rng = Random(f"draw {seed}")
     scenes = [sample_scene(1_000_000 + seed * 4096 + i) for i in range(size)]
-    rows = [caption_ids("" if rng.random() < drop else s.caption, special, encode) for s in scenes]
-    input_ids, _ = _pad([(r, r) for r in rows], special["pad"])
+    captions = ["" if rng.random() < drop else s.caption for s in scenes]
+    rows = [caption_ids(caption, encoding.special, encoding.encode) for caption in captions]
+    input_ids, _ = _pad([(r, r) for r in rows], encoding.special["pad"])
     mask = torch.arange(input_ids.shape[1]) < torch.tensor([[len(r)] for r in rows])
     return DrawBatch(input_ids, mask, to_pixels([s.image for s in scenes]))
 

@@ -2,6 +2,10 @@
 
 import csv
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -160,6 +164,47 @@ def test_every_objective_reaches_its_part(recipe):
         moved = {n.split(".")[0] for n, p in module.model.named_parameters() if p.grad is not None and p.grad.any()}
         assert reached <= moved, kind
         assert moved - reached <= {"embed", "head"}, kind
+
+
+SHARED = """
+import sys
+from omni import families
+from omni.families.base import Preset
+from test_training import SIZES
+from omni.training import train
+
+families.presets()["omni-micro"] = Preset(SIZES, "omni-micro")
+print("done", train(sys.argv[1], out=sys.argv[2]))
+"""
+
+
+def test_two_processes_share_each_step(recipe, tmp_path):
+    """One step on two processes is one step along the mean of their gradients, and only the first says so."""
+    stage = {**RECIPE["stages"][0], "lr": 0.1}
+    shared = tmp_path / "shared.yaml"
+    shared.write_text(yaml.safe_dump(RECIPE | {"stages": [stage], "devices": 2, "threads": 1}))
+    script = tmp_path / "run.py"
+    script.write_text(SHARED)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    command = [sys.executable, str(script), str(shared), str(tmp_path / "out")]
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.count("done") == 1
+
+    module = build(load_recipe(shared))
+    losses = []
+    for part in range(2):
+        ((plan, batch),) = Steps(module.recipe, encoding(module.model), part=part, parts=2).batches(0).values()
+        losses.append(sum(w * loss for w, loss in module.read_losses(plan, batch).values()) / 2)
+    assert losses[0] != losses[1]
+    sum(losses).backward()
+    torch.nn.utils.clip_grad_norm_(module.parameters(), module.recipe.clip)
+    chosen = module.configure_optimizers()
+    before = module.state_dict()["glyph_head.weight"].clone()
+    chosen["optimizer"].step()
+    after = state(tmp_path / "out")
+    torch.testing.assert_close(after["glyph_head.weight"], module.glyph_head.weight.detach(), atol=1e-5, rtol=1e-4)
+    assert not torch.equal(before, after["glyph_head.weight"])
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,9 @@ from omni.mixers import MIXERS, Layout
 BEFORE_NORM = "M*"
 """Letters whose modulation comes before the norm; for the others it comes after (TwoTower's order)."""
 
+PIECE = 1024
+"""Tokens that a CPU reads into a cache at once: more would only need memory that is fresh for every layer."""
+
 
 class Block(nn.Module):
     """One layer: ``x + gate * mixer(norm(x))`` with adaLN's modulation on the side of the norm that its letter has."""
@@ -81,9 +84,23 @@ class Tower(nn.Module):
         else:
             lengths = back = None
         self._check(x, cache, context, lengths, segments, causal, time)
+        piece = _piece(x, cache, lengths, time)
+        if piece < x.shape[1]:
+            return self._run_in_pieces(x, piece, cache, positions)
         layout = self._layout(x, cache, context, lengths, segments, positions, causal)
         x = self._run(x, layout, cache, context, time, noisy)
         return back(x) if back else x
+
+    def _run_in_pieces(self, x: Tensor, piece: int, cache: Cache, positions: Tensor | None) -> Tensor:
+        """A long prompt, a piece after the other: the same as one call, since the cache carries on between them."""
+        parts = []
+        for start in range(0, x.shape[1], piece):
+            part, span = x[:, start : start + piece], slice(start, start + piece)
+            own = None if positions is None else positions[..., span]
+            parts.append(
+                self._run(part, self._layout(part, cache, None, None, None, own, True), cache, None, None, None)
+            )
+        return torch.cat(parts, dim=1)
 
     def _run(self, x: Tensor, layout: Layout, cache: Cache | None, context: Cache | None, time, noisy) -> Tensor:
         none = [None] * len(self.blocks)
@@ -149,6 +166,14 @@ class Tower(nn.Module):
         if self.rotary is None or not attention.context_norm or context.positions is None:
             return None
         return self.rotary(context.positions.data[:, :, : context.length, 0].permute(1, 0, 2))
+
+
+def _piece(x: Tensor, cache: Cache | None, lengths: Tensor | None, time: Tensor | None) -> int:
+    """Tokens of ``x`` (b, n, d) to run at once: all, unless a CPU reads a long prompt without learning from it."""
+    simple = cache is not None and lengths is None and time is None
+    if not simple or x.device.type != "cpu" or torch.is_grad_enabled():
+        return x.shape[1]
+    return max(1, PIECE // x.shape[0])
 
 
 def _counted(segments: Tensor) -> Tensor:

@@ -58,6 +58,17 @@ def test_chunks_equal_the_full_pass(tower, parts):
     same_rows(cache, at_once, 1e-10)
 
 
+@pytest.mark.parametrize("piece", [3, 6])
+def test_a_long_prompt_read_in_pieces_equals_the_full_pass(tower, piece, monkeypatch):
+    x = noise(2, LENGTH, tower.config.d_model)
+    positions = axes(tower, 2, LENGTH)
+    whole, at_once = feed(tower, x, [LENGTH], positions=positions)
+    monkeypatch.setattr("omni.tower.PIECE", piece * 2)  # of both rows
+    got, cache = feed(tower, x, [LENGTH], positions=positions)
+    close(got, whole)
+    same_rows(cache, at_once, 1e-10)
+
+
 def test_a_reserved_cache_changes_nothing(tower):
     x = noise(2, LENGTH, tower.config.d_model)
     reserved = tower.new_cache(2, capacity=64)

@@ -111,6 +111,8 @@ class Mamba(nn.Module):
     def _last_inputs(self, xbc: Tensor, conv: Tensor, layout: Layout) -> Tensor:
         """(b, d_conv - 1, c): the convolution's inputs before the next token, skipping right padding."""
         taps = self.config.d_conv - 1
+        if layout.lengths is None and xbc.shape[1] >= taps:
+            return xbc[:, xbc.shape[1] - taps :].clone()
         history = torch.cat([conv.to(xbc.dtype), xbc], dim=1)
         if layout.lengths is None:
             return history[:, history.shape[1] - taps :].clone()

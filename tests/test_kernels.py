@@ -139,6 +139,15 @@ def test_scan_survives_slow_and_abrupt_decay(path, decay):
         compare("scan", path, call, inputs, torch.float32)
 
 
+def test_forgotten_inputs_leave_no_subnormal_numbers():
+    """They would make the products that follow slow."""
+    x, dt, _, B, C, D, _ = scan_inputs(1, 64, 4, 3, 2, 5, torch.float32)
+    state = torch.ones(1, 4, 3, 5)
+    for steps in (0.5, 1.4, 30.0):  # what was there at first is forgotten to e^-32, e^-90 and e^-1920
+        y, last = scan(0 * x, torch.full_like(dt, steps), -torch.ones(4), B, C, D, initial_state=state)
+        assert all(((t == 0) | (t.abs() > torch.finfo(torch.float32).tiny)).all() for t in (y, last))
+
+
 @pytest.mark.parametrize("path", [p.name for p in SCAN_PATHS])
 def test_padding_leaves_the_state_alone(path):
     x, dt, A, B, C, D, state = scan_inputs(2, 21, 4, 3, 2, 5)

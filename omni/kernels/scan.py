@@ -86,6 +86,11 @@ def _runs(segments: Tensor) -> Tensor:
     return torch.nn.functional.pad(segments.diff(dim=1).ne(0).cumsum(1), (1, 0))
 
 
+LEAST = -60.0
+"""Logarithm of the smallest decay. Whatever is left by e^-60 is lost beside what it is added to; smaller factors would
+only end in subnormal numbers, which a CPU multiplies a hundred times slower."""
+
+
 class Decays(NamedTuple):
     """What is left of things on their way through one chunk; all (b, g, r, ...), each in 0..1 (``pairs`` times dt)."""
 
@@ -104,8 +109,8 @@ def _decays(steps: Tensor, log_scale: Tensor | None, run: Tensor | None, before:
     bound = torch.zeros_like(a) if log_scale is None else log_scale
     pairs = a[..., :, None] - (a - bound)[..., None, :]
     # Bounded before the exponential: above the diagonal it would overflow, and inf * 0 is not a number.
-    pairs = torch.minimum(pairs, bound[..., None, :], out=pairs).exp_()
-    enter, leave, keep = a.exp(), (a[..., -1:] - a).exp_(), a[..., -1].exp()
+    pairs = torch.clamp(pairs, a.new_tensor(LEAST), bound[..., None, :], out=pairs).exp_()
+    enter, leave, keep = (t.clamp(min=LEAST).exp_() for t in (a, a[..., -1:] - a, a[..., -1]))
     if run is None:
         return Decays(pairs, enter, leave, keep)
     last = run[:, -1:]
@@ -289,7 +294,7 @@ def scan_step_fused(x, dt, A, B, C, D, state):
     b, h, p, s = state.shape
     g = B.shape[1]
     x, dt, A, B, C = (t.to(w) for t in (x, dt, A, B, C))
-    decay = torch.exp(dt * A).view(b, g, -1, 1, 1)
+    decay = (dt * A).clamp(min=LEAST).exp().view(b, g, -1, 1, 1)
     xdt = (x * dt[..., None]).view(b, g, -1, p, 1)
     grouped = state.view(b, g, h // g, p, s)
     if torch.is_grad_enabled():

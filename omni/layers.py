@@ -9,11 +9,19 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from omni.config import RotaryConfig, TimeConfig
+from omni.kernels.linear import project
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
     """The type sums are taken in: float32, or float64 where the input has it."""
     return torch.promote_types(dtype, torch.float32)
+
+
+class Linear(nn.Linear):
+    """torch's, computed as suits the number of rows."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return project(x, self.weight, self.bias)
 
 
 class RMSNorm(nn.Module):

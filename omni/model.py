@@ -22,6 +22,7 @@ from omni.encoders.projector import Projector
 from omni.encoders.reduction import pixel_shuffle
 from omni.encoders.vision import VisionEncoder
 from omni.inputs import Inputs, image_positions, image_runs, pad_rows
+from omni.kernels.linear import project
 from omni.layers import wide
 from omni.mtp import MTP
 from omni.tokenizers.latent import PatchCodec
@@ -98,7 +99,7 @@ class Omni(nn.Module):
 
     def predict(self, hidden: Tensor) -> Tensor:
         """Hidden (..., d) -> logits (..., v) in float32 (float64 where the weights are)."""
-        logits = nn.functional.linear(hidden, self.head.weight if self.head is not None else self.embed.weight)
+        logits = project(hidden, self.head.weight if self.head is not None else self.embed.weight)
         return logits.to(wide(logits.dtype))
 
     def see(self, pixels: Tensor) -> Tensor:

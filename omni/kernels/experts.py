@@ -6,6 +6,7 @@ Sums over experts are taken in float32 (float64 where x is); the result has x's 
 :mod:`omni.config`; ``t`` tokens.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 
 import torch
@@ -13,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from omni.kernels import Path, choose, wide
-from omni.kernels.linear import project
+
+FEW = 8  # tokens
 
 
 def routed_experts(x: Tensor, indices: Tensor, weights: Tensor, up: Tensor, down: Tensor) -> Tensor:
@@ -48,6 +50,36 @@ def routed_experts_sorted(x, indices, weights, up, down):
     return out.to(x.dtype)
 
 
+def routed_experts_few(x, indices, weights, up, down):
+    """The few tokens of a decoding step: all that is not a product is done once for all experts."""
+    (t, k), w = indices.shape, wide(x.dtype)
+    chosen = indices.flatten().tolist()
+    order = None
+    if t == 1:
+        visits, rows = chosen, [x] * k
+    else:
+        order = indices.flatten().argsort(stable=True)
+        counts = dict(sorted(Counter(chosen).items()))
+        visits, rows = list(counts), x.index_select(0, order // k).split(list(counts.values()))
+    hidden = F.relu(torch.cat([F.linear(part, up[e]) for e, part in zip(visits, rows, strict=True)])).square()
+    hidden = hidden.split([len(part) for part in rows])
+    done = torch.cat([F.linear(part, down[e]) for e, part in zip(visits, hidden, strict=True)]).to(w)
+    if order is not None:
+        done = torch.empty_like(done).index_copy(0, order, done)
+    return torch.bmm(weights.to(w)[:, None], done.view(t, k, -1))[:, 0].to(x.dtype)
+
+
+def _few_tokens(x, indices, weights, up, down):
+    """A decoding step on a CPU in float32 or float64: narrower weights are multiplied after widening them."""
+    return (
+        0 < x.shape[0] <= FEW
+        and x.device.type == "cpu"
+        and x.dtype == weights.dtype == up.dtype == down.dtype == wide(x.dtype)
+        and not torch.is_autocast_enabled("cpu")
+        and not (torch.is_grad_enabled() and any(t.requires_grad for t in (x, weights, up, down)))
+    )
+
+
 def _as_autocast(*tensors: Tensor) -> list[Tensor]:
     """What torch's own matrix products do to their inputs under autocast."""
     device = tensors[0].device.type
@@ -70,7 +102,7 @@ def _project(x: Tensor, weight: Tensor) -> Tensor:
     """``x weight'``. A CPU multiplies more than a few rows faster in float32, even after widening the weights."""
     if x.device.type == "cpu" and weight.dtype in (torch.bfloat16, torch.float16) and x.shape[0] > 2:
         return F.linear(x.float(), weight.float())
-    return project(x.to(weight.dtype), weight)
+    return F.linear(x.to(weight.dtype), weight)
 
 
 class SortedExperts(torch.autograd.Function):
@@ -129,6 +161,7 @@ def _groupable(x, indices, weights, up, down):
 
 EXPERT_PATHS = (
     Path("grouped", routed_experts_grouped, _groupable),
+    Path("few", routed_experts_few, _few_tokens),
     Path("sorted", routed_experts_sorted),
     Path("reference", routed_experts_reference),
 )

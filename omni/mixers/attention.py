@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from omni.cache import AttentionSlot
 from omni.config import AttentionConfig
 from omni.kernels.attention import attend
-from omni.layers import RMSNorm, rotate, rotate_back
+from omni.layers import Linear, RMSNorm, rotate, rotate_back
 from omni.mixers.layout import Layout
 
 
@@ -20,10 +20,10 @@ class Attention(nn.Module):
     def __init__(self, d_model: int, config: AttentionConfig) -> None:
         super().__init__()
         c = self.config = config
-        self.q_proj = nn.Linear(d_model, c.n_heads * c.head_dim, bias=c.bias)
-        self.k_proj = nn.Linear(d_model, c.n_kv_heads * c.head_dim, bias=c.bias)
-        self.v_proj = nn.Linear(d_model, c.n_kv_heads * c.head_dim, bias=c.bias)
-        self.o_proj = nn.Linear(c.n_heads * c.head_dim, d_model, bias=c.bias)
+        self.q_proj = Linear(d_model, c.n_heads * c.head_dim, bias=c.bias)
+        self.k_proj = Linear(d_model, c.n_kv_heads * c.head_dim, bias=c.bias)
+        self.v_proj = Linear(d_model, c.n_kv_heads * c.head_dim, bias=c.bias)
+        self.o_proj = Linear(c.n_heads * c.head_dim, d_model, bias=c.bias)
         self.q_norm = RMSNorm(c.head_dim, c.norm_eps) if c.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(c.head_dim, c.norm_eps) if c.qk_norm else nn.Identity()
         self.context_norm = RMSNorm(c.head_dim, c.norm_eps) if c.context_norm else None

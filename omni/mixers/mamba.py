@@ -18,7 +18,7 @@ from omni.cache import MambaSlot
 from omni.config import MambaConfig
 from omni.kernels.conv import causal_conv, conv_step
 from omni.kernels.scan import scan, scan_step
-from omni.layers import GatedRMSNorm, wide
+from omni.layers import GatedRMSNorm, Linear, wide
 from omni.mixers.layout import Layout
 
 
@@ -28,13 +28,13 @@ class Mamba(nn.Module):
     def __init__(self, d_model: int, config: MambaConfig) -> None:
         super().__init__()
         c = self.config = config
-        self.in_proj = nn.Linear(d_model, c.d_in_proj, bias=c.bias)
+        self.in_proj = Linear(d_model, c.d_in_proj, bias=c.bias)
         self.conv1d = nn.Conv1d(c.conv_dim, c.conv_dim, c.d_conv, groups=c.conv_dim, bias=c.conv_bias)
         self.A_log = nn.Parameter(torch.log(torch.arange(1, c.n_heads + 1, dtype=torch.float32)))
         self.D = nn.Parameter(torch.ones(c.n_heads))
         self.dt_bias = nn.Parameter(_initial_dt_bias(c))
         self.norm = GatedRMSNorm(c.d_inner, c.n_groups, c.norm_eps)
-        self.out_proj = nn.Linear(c.d_inner, d_model, bias=c.bias)
+        self.out_proj = Linear(c.d_inner, d_model, bias=c.bias)
 
     def forward(
         self, u: Tensor, layout: Layout, slot: MambaSlot | None = None, context: MambaSlot | None = None

@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from omni.config import MLPConfig
+from omni.layers import Linear
 from omni.mixers.layout import Layout
 
 
@@ -12,9 +13,9 @@ class MLP(nn.Module):
 
     def __init__(self, d_model: int, config: MLPConfig) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(d_model, config.d_ff, bias=config.bias) if config.activation == "silu" else None
-        self.up_proj = nn.Linear(d_model, config.d_ff, bias=config.bias)
-        self.down_proj = nn.Linear(config.d_ff, d_model, bias=config.bias)
+        self.gate_proj = Linear(d_model, config.d_ff, bias=config.bias) if config.activation == "silu" else None
+        self.up_proj = Linear(d_model, config.d_ff, bias=config.bias)
+        self.down_proj = Linear(config.d_ff, d_model, bias=config.bias)
 
     def forward(self, x: Tensor, layout: Layout | None = None, slot: None = None, context: None = None) -> Tensor:
         up = self.up_proj(x)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from omni.config import MLPConfig, MoEConfig
 from omni.kernels.experts import routed_experts
-from omni.layers import wide
+from omni.layers import Linear, wide
 from omni.mixers.layout import Layout
 from omni.mixers.mlp import MLP
 
@@ -107,8 +107,8 @@ class MoE(nn.Module):
         self.experts = Experts(d_in, config)
         self.shared_experts = MLP(d_model, MLPConfig(d_ff=config.d_shared))
         latent = config.d_latent is not None
-        self.latent_in = nn.Linear(d_model, d_in, bias=False) if latent else nn.Identity()
-        self.latent_out = nn.Linear(d_in, d_model, bias=False) if latent else nn.Identity()
+        self.latent_in = Linear(d_model, d_in, bias=False) if latent else nn.Identity()
+        self.latent_out = Linear(d_in, d_model, bias=False) if latent else nn.Identity()
 
     def forward(self, x: Tensor, layout: Layout | None = None, slot: None = None, context: None = None) -> Tensor:
         flat = x.flatten(0, -2)

@@ -50,6 +50,8 @@ def attend_sdpa(q, k, v, causal, mask=None, scale=None):
     grouped = q.shape[1] != k.shape[1]
     if mask is None and (n == m or not causal):
         return F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale, enable_gqa=grouped)
+    if mask is None and _may_split(q, k, v):
+        return _after_the_past(q, k, v, scale)
     rows = max(1, MASK_LIMIT // m) if causal else n
     blocks = []
     for start in range(0, n, rows):
@@ -62,6 +64,28 @@ def attend_sdpa(q, k, v, causal, mask=None, scale=None):
         parts = q[:, :, start:stop], k[:, :, :seen], v[:, :, :seen]
         blocks.append(F.scaled_dot_product_attention(*parts, allowed, scale=scale, enable_gqa=grouped))
     return blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=2)
+
+
+FLASH = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
+"""What torch's attention calls on a CPU; it also gives the logarithm of the sum of each softmax."""
+
+
+def _may_split(*tensors: Tensor) -> bool:
+    """That logarithm has no gradient."""
+    learning = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+    wide_ones = all(t.dtype == wide(t.dtype) and t.device.type == "cpu" for t in tensors)
+    return FLASH is not None and wide_ones and not learning and not torch.is_autocast_enabled("cpu")
+
+
+def _after_the_past(q, k, v, scale):
+    """Causal queries behind earlier keys: every query sees those, so no mask is read; the rest is a square.
+
+    Of two softmaxes over parts of the keys, each counts as much as its sum is of both sums.
+    """
+    past = k.shape[2] - q.shape[2]
+    seen, seen_sum = FLASH(q, k[:, :, :past], v[:, :, :past], scale=scale)
+    own, own_sum = FLASH(q, k[:, :, past:], v[:, :, past:], is_causal=True, scale=scale)
+    return torch.lerp(own, seen, (seen_sum - own_sum).sigmoid_()[..., None])
 
 
 def _one_query(q, k, v, mask, scale):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from omni.config import RotaryConfig, TimeConfig
 from omni.kernels.linear import project
+from omni.kernels.norm import gated_rms_norm, rms_norm
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
@@ -36,10 +37,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(d))
 
     def forward(self, x: Tensor) -> Tensor:
-        weight, w = self.weight, wide(x.dtype)
-        if x.dtype == weight.dtype == w:  # nothing to widen; one token is so little work that empty casts would show
-            return F.rms_norm(x, weight.shape, weight, self.eps)
-        return F.rms_norm(x.to(w), weight.shape, weight.to(w), self.eps).to(x.dtype)
+        return rms_norm(x, self.weight, self.eps)
 
 
 class GatedRMSNorm(nn.Module):
@@ -54,11 +52,7 @@ class GatedRMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(d))
 
     def forward(self, y: Tensor, z: Tensor) -> Tensor:
-        w = wide(z.dtype)
-        gated = y.to(w) * F.silu(z.to(w))
-        grouped = gated.unflatten(-1, (self.n_groups, -1))
-        normed = F.rms_norm(grouped, grouped.shape[-1:], eps=self.eps)
-        return self.weight * normed.flatten(-2).to(z.dtype)
+        return gated_rms_norm(y, z, self.weight, self.n_groups, self.eps)
 
 
 class Rotary(nn.Module):

@@ -10,6 +10,7 @@ from omni.kernels.attention import ATTENTION_PATHS, attend
 from omni.kernels.conv import CONV_PATHS, causal_conv, conv_step
 from omni.kernels.experts import EXPERT_PATHS, routed_experts
 from omni.kernels.linear import LINEAR_PATHS, project
+from omni.kernels.norm import NORM_PATHS, gated_rms_norm, rms_norm
 from omni.kernels.scan import SCAN_PATHS, scan, scan_step
 
 TOLERANCE = {  # of the largest entry of the reference: (values, gradients)
@@ -370,6 +371,40 @@ def test_linear_of_few_rows_has_gradients_of_whatever_learns(learning):
     inputs[learning].requires_grad_()
     project(*inputs).sum().backward()
     assert inputs[learning].grad is not None
+
+
+# --- norms --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=[1 << 18, 30], ids=["one tile", "many tiles"])
+def norm_tile(request, monkeypatch):
+    monkeypatch.setattr("omni.kernels.norm.TILE", request.param)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("shape", [(12,), (1, 1, 12), (2, 7, 12), (2, 3, 5, 12)], ids=str)
+@pytest.mark.parametrize("path", fast(NORM_PATHS))
+def test_norms_equal_their_reference(path, shape, dtype, norm_tile):
+    torch.manual_seed(len(shape))
+    wider = random(*shape[:-1], 20, dtype=dtype)
+    y, z, weight = random(*shape, dtype=dtype), wider[..., 4:16], random(12, dtype=dtype)
+    for call, op in ((lambda x: rms_norm(x, weight, 1e-5), "rms_norm"), (gated(y, weight), "gated_rms_norm")):
+        with force(op, "reference"):
+            expected = call(z)
+        with force(op, path):
+            close(call(z), expected, dtype)
+
+
+def gated(y: Tensor, weight: Tensor):
+    return lambda z: gated_rms_norm(y, z, weight, 3, 1e-5)
+
+
+def test_norms_have_gradients_and_keep_narrow_types():
+    inputs = leaves(random(2, 12), random(2, 12), random(12))
+    assert torch.autograd.gradcheck(lambda y, z, weight: gated_rms_norm(y, z, weight, 3, 1e-5), inputs)
+    assert torch.autograd.gradcheck(lambda y, z, weight: rms_norm(y, weight, 1e-5), inputs)
+    y, z, weight = (t.detach().bfloat16() for t in inputs)
+    assert gated_rms_norm(y, z, weight, 3, 1e-5).dtype == rms_norm(y, weight, 1e-5).dtype == torch.bfloat16
 
 
 # --- choosing -----------------------------------------------------------------------------------------------------

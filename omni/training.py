@@ -272,6 +272,7 @@ def train(
     recipe = load_recipe(path, preset, overrides)
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
+    torch.set_flush_denormal(True)  # forgotten states and old gradients would slow a CPU down a hundred times
     module = build(recipe)
     if init is not None:
         load_weights(module, init)

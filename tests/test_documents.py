@@ -38,7 +38,7 @@ def test_same_seed_same_document(level):
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_sizes(level):
-    drawn = {sample_document(seed, level).image.shape for seed in range(40)}
+    drawn = {sample_document(seed, level).image.shape for seed in range(150)}
     assert drawn == {(*size, 3) for size in SIZES[level]}
     assert all(side % 16 == 0 for shape in drawn for side in shape[:2])
     height, width = SIZES[level][0][0] + 16, SIZES[level][0][1] + 32

@@ -19,7 +19,8 @@ SIZES = {  # (height, width) in pixels
     "word": ((16, 96), (32, 96)),
     "line": ((16, 160), (32, 160)),
     "lines": ((48, 160),),
-    "page": ((128, 160), (160, 160), (160, 128), (192, 160), (160, 192)),
+    # Larger pages are fitted to 192 pixels before they are read, so that side is the commonest.
+    "page": tuple((h, w) for h in range(128, 193, 16) for w in range(128, 193, 16) if 192 in (h, w) or 160 in (h, w)),
 }
 SMALLEST = {"word": (16, 64), "line": (16, 96), "lines": (48, 112), "page": (112, 128)}
 LARGEST = 512

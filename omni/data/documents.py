@@ -69,6 +69,14 @@ def _check(level: str, size: tuple[int, int] | None) -> None:
 
 
 def _page(rng: Random, height: int, width: int) -> Document:
+    """A page with all its print inside: one of a thousand, turned on narrow paper, is drawn again."""
+    while True:
+        document = _draw_page(rng, height, width)
+        if all(0 < glyph.x < width and 3 < glyph.y < height - 3 for glyph in document.glyphs):
+            return document
+
+
+def _draw_page(rng: Random, height: int, width: int) -> Document:
     kind = rng.choice(tuple(KINDS))
     page = Page(rng, height, width, sample_style(rng, height, width))
     questions = Questions(rng)

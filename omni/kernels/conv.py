@@ -153,13 +153,11 @@ def conv_step_reference(x, weight, bias, window):
 
 def conv_step_fused(x, weight, bias, window):
     w = wide(x.dtype)
-    taps = weight.to(w).t()  # (w, c)
-    y = x.to(w) * taps[-1] if bias is None else torch.addcmul(bias.to(w), x.to(w), taps[-1])
-    y = F.silu(y + (window.to(w) * taps[:-1]).sum(1)).to(x.dtype)
+    seen = torch.cat([window, x[:, None]], dim=1)  # (b, w, c)
+    y = (seen.to(w) * weight.to(w).t()).sum(1)
+    y = F.silu(y if bias is None else y + bias.to(w)).to(x.dtype)
     if not torch.is_grad_enabled():
-        for k in range(window.shape[1] - 1):
-            window[:, k] = window[:, k + 1]
-        window[:, -1] = x
+        window.copy_(seen[:, 1:])
     return y
 
 

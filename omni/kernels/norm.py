@@ -60,6 +60,7 @@ def _inverse_rms(x: Tensor, eps: float) -> Tensor:
 
 
 TILE = 1 << 18  # numbers in a tile: 1 MiB of float32
+SMALL = 1 << 16  # up to here the number of operations counts, not of passes
 
 
 def _tiles(*tensors: Tensor) -> list[tuple[Tensor, ...]]:
@@ -72,10 +73,11 @@ def _tiles(*tensors: Tensor) -> list[tuple[Tensor, ...]]:
 
 
 def _plain(x: Tensor, weight: Tensor, *others: Tensor) -> bool:
-    """Nothing to widen and nothing to learn, on a CPU."""
+    """Much to do on a CPU, nothing to widen and nothing to learn."""
     tensors = (x, weight, *others)
     return (
-        x.device.type == "cpu"
+        x.numel() > SMALL
+        and x.device.type == "cpu"
         and all(t.dtype == wide(x.dtype) for t in tensors)
         and not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
     )

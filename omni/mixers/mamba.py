@@ -102,8 +102,9 @@ class Mamba(nn.Module):
         """(..., c) -> x (..., h, p), B and C (..., g, s)"""
         c = self.config
         x, B, C = mixed.split([c.d_inner, c.n_groups * c.d_state, c.n_groups * c.d_state], dim=-1)
-        x = x.unflatten(-1, (c.n_heads, c.head_dim))
-        return x, B.unflatten(-1, (c.n_groups, c.d_state)), C.unflatten(-1, (c.n_groups, c.d_state))
+        lead = mixed.shape[:-1]  # views by hand: unflatten takes as long as a small product
+        x = x.view(*lead, c.n_heads, c.head_dim)
+        return x, B.view(*lead, c.n_groups, c.d_state), C.view(*lead, c.n_groups, c.d_state)
 
     def _a(self, dtype: torch.dtype) -> Tensor:
         return -torch.exp(self.A_log.to(dtype))

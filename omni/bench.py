@@ -33,7 +33,7 @@ from torch import Tensor
 from omni import families
 from omni.config import OmniConfig
 from omni.families import nemotron_h
-from omni.kernels import attention, conv, experts, scan
+from omni.kernels import attention, conv, experts, norm, scan
 from omni.model import Omni
 
 PATTERN = "MEM*EMEMEM*EME-"
@@ -376,6 +376,7 @@ TABLES = {
     "convolution": (conv, ("CONV_PATHS", "STEP_PATHS")),
     "experts": (experts, ("EXPERT_PATHS",)),
     "attention": (attention, ("ATTENTION_PATHS",)),
+    "norms": (norm, ("NORM_PATHS", "GATED_PATHS")),
 }
 PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm")
 

@@ -134,7 +134,7 @@ def _bare(document: Document, rng: Random, image_tokens: int, encoding: Encoding
     special = encoding.special
     ids = [special["image"]] * image_tokens
     labels = [IGNORED] * image_tokens
-    ask = document.qa and rng.random() < 0.6
+    ask = document.qa and rng.random() < 0.75
     for question, answer in rng.sample(document.qa, len(document.qa)) if ask else [("", document.text)]:
         asked = [*encoding.encode(question), special["end_think"]]
         said = [*encoding.encode(answer), special["eos"][0]]

@@ -45,7 +45,7 @@ TINY = OmniConfig(
         stem="conv",
     ),
     denoiser=replace(CONTEXT, time=TimeConfig(mode="adaln")),
-    latent=LatentConfig(patch_size=2, channels=24, image_size=64, position_offset=0, codec=CodecConfig()),
+    latent=LatentConfig(patch_size=1, channels=24, image_size=64, position_offset=0, codec=CodecConfig()),
     max_positions=4096,
     special_tokens={"bos": 1, "eos": [11, 2], "mask": 3, "pad": 21, "image": 14},
 )

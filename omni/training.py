@@ -38,7 +38,7 @@ from omni.data.batches import (
     talk_batch,
 )
 from omni.data.documents import SIZES
-from omni.decoders.flow import interpolate
+from omni.decoders.flow import interpolate, sample_times
 from omni.inputs import Inputs
 from omni.mixers.moe import Router
 from omni.model import Omni
@@ -151,7 +151,7 @@ class OmniTraining(L.LightningModule):
         caption = losses.next_token(self.model.predict(hidden), labels)
         codec = self.model.codec or PixelCodec()
         data = codec.encode(batch.pixels).repeat_interleave(plan.draws, dim=0)
-        t = torch.sigmoid(torch.randn(len(data), device=data.device) + plan.time_mean)
+        t = sample_times(len(data), None, plan.time_mean).to(data.device)
         noise = torch.randn_like(data)
         velocity = self.model.velocity(interpolate(data, noise, t), t, cache.fork(plan.draws))
         return {

@@ -42,6 +42,12 @@ def time_grid(steps: int, shift: float = 1.0) -> list[float]:
     return [1.0, *(shift * t / (1 + (shift - 1) * t) for t in inner), 0.0]
 
 
+def check_eta(eta: float) -> None:
+    """ValueError unless ``eta`` is a share."""
+    if not 0 <= eta <= 1:
+        raise ValueError(f"eta is {eta}; it must lie between 0 and 1")
+
+
 @dataclass(frozen=True)
 class Guidance:
     """Classifier-free guidance ``v_u + scale (v_c - v_u)``, within ``interval`` of the time only."""
@@ -82,13 +88,26 @@ def integrate(
     times: list[float],
     solver: str = "euler",
     on_step: Callable[[int, Tensor], bool | None] | None = None,
+    eta: float = 0.0,
+    fresh: Callable[[], Tensor] | None = None,
 ) -> Tensor:
     """Walk from noise at ``times[0]`` to data at ``times[-1]``.
+
+    Each step splits x into the data and the noise that the velocity implies and puts them together again for the next
+    time. ``eta`` is the part of that noise which is new, drawn by ``fresh() -> (b, ...)``:
+
+        noise' = sqrt(1 - eta^2) noise + eta fresh
+
+    0 follows the straight path, 1 renews all of it, so that a wrong turn of an early step can be undone (diffusers'
+    ``stochastic_sampling``; DDIM's eta, arXiv 2010.02502).
 
     ``on_step(i, estimate)`` is told the current estimate of the data after each step; returning False stops the walk.
     """
     if solver not in SOLVERS:
         raise ValueError(f"solver {solver!r} is unknown; known: {', '.join(SOLVERS)}")
+    check_eta(eta)
+    if eta and fresh is None:
+        raise ValueError(f"eta is {eta}: there must be a source of fresh noise")
     x = noise
     for i, (t, s) in enumerate(itertools.pairwise(times)):
         v = velocity(x, x.new_full((x.shape[0],), t))
@@ -97,6 +116,9 @@ def integrate(
             ahead = velocity(x + (s - t) * v, x.new_full((x.shape[0],), s))
             v = (v + ahead) / 2
         x = x + (s - t) * v
+        if eta and s > 0:
+            implied = x + (1 - s) * v
+            x = x + s * (((1 - eta**2) ** 0.5 - 1) * implied + eta * fresh())
         if on_step is not None and on_step(i, estimate) is False:
             break
     return x

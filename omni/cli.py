@@ -216,6 +216,7 @@ def _draw_arguments(parser: Parser) -> None:
     parser.add_argument("-o", "--out", type=Path, default=Path("out.png"), help="PNG to write (default: out.png)")
     parser.add_argument("--steps", type=whole(1, 1000), help="denoising steps (default: the model's)")
     parser.add_argument("--guidance", type=number(0, 100), help="1 is none (default: the model's)")
+    parser.add_argument("--eta", type=number(0, 1), help="noise renewed at each step; 0 is none (default: the model's)")
     parser.add_argument("--negative", metavar="PROMPT", help="what to keep away from")
     parser.add_argument("--height", type=whole(1, 8192), help="pixels (default: the model's)")
     parser.add_argument("--width", type=whole(1, 8192), help="pixels (default: the model's)")
@@ -232,6 +233,7 @@ def _draw(args: Arguments) -> Any:
     chosen = {
         "steps": args.steps,
         "guidance": args.guidance,
+        "eta": args.eta,
         "negative_prompt": args.negative,
         "height": args.height,
         "width": args.width,

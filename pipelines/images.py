@@ -23,13 +23,13 @@ from rich.progress import Progress
 from torch import Tensor
 
 from omni.cache import Cache
-from omni.decoders.flow import SOLVERS, Guidance, Velocity, guided, integrate, time_grid
+from omni.decoders.flow import SOLVERS, Guidance, Velocity, check_eta, guided, integrate, time_grid
 from omni.inputs import Inputs, pad_rows
 from omni.model import Omni
 from omni.tokenizers.latent import PatchCodec, PixelCodec
 from omni.tokenizers.prompts import caption_ids
 
-STEPS, GUIDANCE, SHIFT = 30, 3.0, 2.0  # where the checkpoint's own defaults say nothing
+STEPS, GUIDANCE, SHIFT, ETA = 30, 3.0, 2.0, 0.0  # where the checkpoint's own defaults say nothing
 MAX_TOKENS = 1 << 18  # latent tokens of one request, over all its pictures
 SETTINGS_KEY = "omni"  # of the PNG text chunk that holds the settings
 
@@ -56,6 +56,7 @@ class Request:
     steps: int
     guidance: Guidance
     shift: float
+    eta: float
     solver: str
     negative_prompt: str
 
@@ -64,7 +65,7 @@ class Request:
         return time_grid(self.steps, self.shift)
 
     def settings(self) -> dict[str, Any]:
-        plain = {name: getattr(self, name) for name in ("height", "width", "steps", "shift", "solver")}
+        plain = {name: getattr(self, name) for name in ("height", "width", "steps", "shift", "eta", "solver")}
         plain |= {"guidance": self.guidance.scale, "interval": list(self.guidance.interval)}
         return plain | ({"negative_prompt": self.negative_prompt} if self.negative_prompt else {})
 
@@ -105,6 +106,7 @@ class TextToImage:
         latents: Tensor | None = None,
         solver: str = "euler",
         shift: float | None = None,
+        eta: float | None = None,
         count: int = 1,
         interval: tuple[float, float] = (0.0, 1.0),
         on_step: OnStep | None = None,
@@ -118,7 +120,9 @@ class TextToImage:
             seed: of the first picture of each prompt, the next ones count on from it; or a list with the seed of
                 every picture. None draws one; ``Result.settings`` tells it. A picture follows from its own seed alone,
                 whatever else is drawn with it.
-            latents: noise (b, c, H, W) to start from, instead of seeds.
+            latents: noise (b, c, H, W) to start from, instead of seeds; with ``eta`` a seed gives the later noise.
+            eta: part of the noise that every step renews, 0 to 1: 0 follows one path, 1 lets late steps undo early
+                ones.
             interval: times (1 is noise, 0 the picture) within which guidance acts.
             on_step: is shown the state after every step, and stops the drawing by returning False.
 
@@ -134,17 +138,19 @@ class TextToImage:
             steps=int(defaults.get("image_steps", STEPS)) if steps is None else steps,
             guidance=Guidance(defaults.get("image_guidance", GUIDANCE) if guidance is None else guidance, interval),
             shift=defaults.get("image_shift", SHIFT) if shift is None else shift,
+            eta=defaults.get("image_eta", ETA) if eta is None else eta,
             solver=solver,
             negative_prompt=negative_prompt,
         )
         pictures = self._check(request, len(prompts), count)
-        if latents is None:
-            seeds = _seeds(seed, len(prompts), count)
-            noise = self._noise(request, seeds)
-        else:
-            seeds, noise = [None] * pictures, self._given(latents, request, pictures, seed)
+        if latents is not None and seed is not None and not request.eta:
+            raise ValueError("give a seed or latents, not both")
+        draws = latents is None or request.eta > 0
+        seeds = _seeds(seed, len(prompts), count) if draws else [None] * pictures
+        fresh = self._noise(request, seeds) if draws else None
+        noise = fresh() if latents is None else self._given(latents, request, pictures)
         rows = [p for p in prompts for _ in range(count)]
-        drawn, complete = self._denoise(request, rows, noise, on_step)
+        drawn, complete = self._denoise(request, rows, noise, fresh, on_step)
         if not bool(torch.isfinite(drawn).all()):
             raise RuntimeError("the model drew values that are not numbers; are its weights complete?")
         settings = [
@@ -179,6 +185,7 @@ class TextToImage:
         if not 0 <= low <= high <= 1:
             raise ValueError(f"interval is {request.guidance.interval}; it must be 0 <= low <= high <= 1")
         _ = request.times  # checks steps and shift
+        check_eta(request.eta)
         tokens, pictures = self._tokens(request), prompts * count
         if tokens * pictures > MAX_TOKENS:
             raise ValueError(
@@ -214,22 +221,28 @@ class TextToImage:
         factor = self.codec.factor
         return self.codec.channels, request.height // factor, request.width // factor
 
-    def _noise(self, request: Request, seeds: list[int]) -> Tensor:
-        """Drawn on the CPU, one generator a picture: the same on every device and in every batch."""
+    def _noise(self, request: Request, seeds: list[int]) -> Callable[[], Tensor]:
+        """A source of noise, drawn on the CPU by one generator a picture: the same on every device, in every batch."""
         shape = self._shape(request)
-        return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(s)) for s in seeds])
+        generators = [torch.Generator().manual_seed(s) for s in seeds]
+        return lambda: torch.stack([torch.randn(shape, generator=g) for g in generators]).to(self.model.device)
 
-    def _given(self, latents: Tensor, request: Request, pictures: int, seed: Any) -> Tensor:
-        if seed is not None:
-            raise ValueError("give a seed or latents, not both")
+    def _given(self, latents: Tensor, request: Request, pictures: int) -> Tensor:
         expected = (pictures, *self._shape(request))
         if tuple(latents.shape) != expected or not latents.is_floating_point():
             raise ValueError(f"latents are {tuple(latents.shape)} {latents.dtype}; they must be floats of {expected}")
-        return latents.float()
+        return latents.float().to(self.model.device)
 
     # -- drawing -----------------------------------------------------------------------------------------------------
 
-    def _denoise(self, request: Request, rows: list[str], noise: Tensor, on_step: OnStep | None) -> tuple[Tensor, bool]:
+    def _denoise(
+        self,
+        request: Request,
+        rows: list[str],
+        noise: Tensor,
+        fresh: Callable[[], Tensor] | None,
+        on_step: OnStep | None,
+    ) -> tuple[Tensor, bool]:
         """Latents, and whether all steps were made."""
         velocity = self._velocity(request, rows)
         stopped: list[Tensor] = []
@@ -241,8 +254,7 @@ class TextToImage:
                     stopped.append(estimate)
                 return not stopped
 
-            times = request.times
-            drawn = integrate(velocity, noise.to(self.model.device), times, request.solver, after)
+            drawn = integrate(velocity, noise, request.times, request.solver, after, request.eta, fresh)
         return (stopped[0], False) if stopped else (drawn, True)
 
     def _velocity(self, request: Request, rows: list[str]) -> Velocity:

@@ -119,6 +119,72 @@ def test_the_callback_sees_the_estimate_and_can_stop():
     close(stopped, (data + end) / 2, 1e-12)
 
 
+@pytest.mark.parametrize("eta", [0.3, 1.0])
+@pytest.mark.parametrize("solver", ["euler", "heun"])
+def test_renewed_noise_still_leads_to_the_data(solver, eta):
+    """Where the data is known the velocity follows from x, and whatever noise is added goes again."""
+    data, source = noise(2, 3, 4), torch.Generator().manual_seed(1)
+    drawn = []
+
+    def fresh():
+        drawn.append(torch.randn(2, 3, 4, generator=source, dtype=torch.float64))
+        return drawn[-1]
+
+    def field(x, t):
+        return (x - data) / t[:, None, None]
+
+    close(integrate(field, noise(2, 3, 4, seed=2), time_grid(6), solver, eta=eta, fresh=fresh), data, 1e-12)
+    assert len(drawn) == 5  # none after the last step
+
+
+def test_renewing_keeps_the_spread_of_the_noise():
+    """Data is zero, so x over its time is noise alone: of variance one whatever part of it is new."""
+    source = torch.Generator().manual_seed(1)
+    seen = []
+
+    def field(x, t):
+        seen.append(x / t[0])
+        return x / t[0]
+
+    integrate(
+        field,
+        torch.randn(4, 5000, generator=source),
+        time_grid(4),
+        eta=0.6,
+        fresh=lambda: torch.randn(4, 5000, generator=source),
+    )
+    for before, after in itertools.pairwise(seen):
+        assert abs(float(after.var()) - 1) < 0.05
+        assert abs(float((before * after).mean()) - 0.8) < 0.05  # sqrt(1 - 0.36)
+
+
+def test_all_new_noise_is_what_diffusers_calls_stochastic_sampling():
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    theirs = FlowMatchEulerDiscreteScheduler(stochastic_sampling=True, shift=3.0)
+    theirs.set_timesteps(sigmas=time_grid(5)[:-1])
+    start, weight = torch.randn(2, 4, 3, 3), torch.tensor(0.7)
+    x, generator = start, torch.Generator().manual_seed(9)
+    for t in theirs.timesteps:
+        x = theirs.step(weight * x + t / 1000, t, x, generator=generator).prev_sample
+    again = torch.Generator().manual_seed(9)
+    ours = integrate(
+        lambda x, t: weight * x + t[0],
+        start,
+        time_grid(5, 3.0),
+        eta=1.0,
+        fresh=lambda: torch.randn(2, 4, 3, 3, generator=again),
+    )
+    close(ours, x, 1e-5)
+
+
+def test_eta_is_a_share_and_needs_noise():
+    with pytest.raises(ValueError, match=r"eta is 1\.5; it must lie between 0 and 1"):
+        integrate(_decay, noise(1, 1), [1.0, 0.0], eta=1.5)
+    with pytest.raises(ValueError, match=r"eta is 0\.5: there must be a source of fresh noise"):
+        integrate(_decay, noise(1, 1), [1.0, 0.0], eta=0.5)
+
+
 def test_unknown_solvers():
     with pytest.raises(ValueError, match=r"'rk4' is unknown; known: euler, heun"):
         integrate(_decay, noise(1, 1), [1.0, 0.0], "rk4")

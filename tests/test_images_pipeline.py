@@ -145,6 +145,23 @@ def test_given_latents_and_heun(draw):
     assert not torch.equal(given.latents, draw("a ring", latents=noise, solver="heun", **FAST).latents)
 
 
+def test_renewed_noise_follows_from_the_seed_alone(draw):
+    prompts = ["a red circle", "a green square above a blue ring"]
+    together = draw(prompts, seed=[1, 2], eta=1.0, **FAST)
+    for i, prompt in enumerate(prompts):
+        alone = draw(prompt, seed=i + 1, eta=1.0, **FAST).latents
+        torch.testing.assert_close(together.latents[i : i + 1], alone, atol=1e-4, rtol=1e-4)
+    assert torch.equal(draw(**together.settings[0]).latents, draw(prompts[0], seed=1, eta=1.0, **FAST).latents)
+    assert not torch.allclose(together.latents[:1], draw(prompts[0], seed=1, **FAST).latents, atol=1e-3)
+
+
+def test_given_latents_with_a_seed_for_the_noise_after_them(draw):
+    start = torch.randn(1, 3, 16, 24, generator=torch.Generator().manual_seed(5))
+    first, again = (draw("a ring", latents=start, seed=3, eta=0.5, **FAST).latents for _ in range(2))
+    assert torch.equal(first, again)
+    assert not torch.allclose(draw("a ring", latents=start, seed=4, eta=0.5, **FAST).latents, first, atol=1e-3)
+
+
 def test_callback_previews_and_stops(draw):
     seen = []
 
@@ -159,9 +176,11 @@ def test_callback_previews_and_stops(draw):
 
 
 def test_defaults_come_from_the_checkpoint():
-    draw = TextToImage(micro_model(sampling={"image_steps": 2.0, "image_guidance": 1.5, "image_shift": 1.25}))
+    draw = TextToImage(
+        micro_model(sampling={"image_steps": 2.0, "image_guidance": 1.5, "image_shift": 1.25, "image_eta": 0.5})
+    )
     (settings,) = draw("a ring", seed=0).settings
-    assert (settings["steps"], settings["guidance"], settings["shift"]) == (2, 1.5, 1.25)
+    assert [settings[name] for name in ("steps", "guidance", "shift", "eta")] == [2, 1.5, 1.25, 0.5]
     assert (settings["height"], settings["width"]) == (64, 64)
 
 
@@ -178,6 +197,7 @@ def test_defaults_come_from_the_checkpoint():
         ({"steps": 10**6}, "1000000 steps"),
         ({"guidance": float("nan")}, "guidance is nan"),
         ({"shift": -1.0}, "shift is -1.0"),
+        ({"eta": 1.5}, "eta is 1.5; it must lie between 0 and 1"),
         ({"solver": "magic"}, "'magic' is unknown; known: euler, heun"),
         ({"interval": (0.5, 0.2)}, "interval is (0.5, 0.2)"),
         ({"seed": -1}, "seed is -1"),

@@ -27,6 +27,7 @@ def run(
     steps: int | None = None,
     guidance: float | None = None,
     shift: float | None = None,
+    eta: float | None = None,
     solver: str = "euler",
 ) -> tuple[dict[str, Any], list[dict]]:
     """``count`` prompts, dealt out over the categories and new pairs; one picture each, drawn with the case's seed.
@@ -46,6 +47,7 @@ def run(
                 steps=steps,
                 guidance=guidance,
                 shift=shift,
+                eta=eta,
                 solver=solver,
             )
             samples += [{**case, "picture": np.asarray(p)} for case, p in zip(some, result.images, strict=True)]

@@ -29,6 +29,15 @@ def _check_counts(plan: Any, *names: str) -> None:
         _check(plan, name, 1, whole=True)
 
 
+def _check_mixture(plan: Any, of: str) -> None:
+    weights = plan.mixture.values() if isinstance(plan.mixture, dict) else ()
+    name = f"{type(plan).__name__}.mixture"
+    _require(
+        any(w > 0 for w in weights) and all(w >= 0 for w in weights),
+        f"{name} is {plan.mixture!r}; it must map {of} to weights, at least one of them positive",
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class ReadPlan:
     """Documents. ``size`` counts pages of 160 x 160 pixels; ``mixture`` weighs the levels of the curriculum."""
@@ -46,19 +55,19 @@ class ReadPlan:
     def __post_init__(self) -> None:
         _check_counts(self, "size", "questions", "every")
         _check(self, "bare", 0, 1)
-        weights = self.mixture.values() if isinstance(self.mixture, dict) else ()
-        _require(
-            any(w > 0 for w in weights) and all(w >= 0 for w in weights),
-            f"ReadPlan.mixture is {self.mixture!r}; it must map levels to weights, at least one of them positive",
-        )
+        _check_mixture(self, "levels")
 
 
 @dataclass(frozen=True, kw_only=True)
 class DrawPlan:
-    """Scenes: ``size`` captions, each denoised at ``draws`` noise levels over one reading of the caption."""
+    """Scenes: ``size`` captions, each denoised at ``draws`` noise levels over one reading of the caption.
+
+    ``mixture`` weighs the categories of scenes, by default all alike.
+    """
 
     size: int
     draws: int = 4
+    mixture: dict[str, float] | None = None
     drop: float = 0.1
     time_mean: float = 0.3
     weight: float = 1.0
@@ -68,6 +77,8 @@ class DrawPlan:
     def __post_init__(self) -> None:
         _check_counts(self, "size", "draws", "every")
         _check(self, "drop", 0, 1)
+        if self.mixture is not None:
+            _check_mixture(self, "categories")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -51,6 +51,10 @@ CODEC_SCENES = 2000
 """Training scenes that the linear codec is fitted on, before the first step."""
 
 
+class Stopped(RuntimeError):
+    """The run was told to stop before its end."""
+
+
 class Steps(IterableDataset):
     """The batches of a recipe from ``start`` on: a dict of one batch for each kind that is due.
 
@@ -94,7 +98,7 @@ class Steps(IterableDataset):
         )
 
     def _draw(self, seed: int, plan: DrawPlan) -> DrawBatch:
-        return draw_batch(self._own(seed), plan.size, self.encoding, plan.drop)
+        return draw_batch(self._own(seed), plan.size, self.encoding, plan.drop, plan.mixture)
 
     def _talk(self, seed: int, plan: TalkPlan) -> TalkBatch:
         return talk_batch(self._own(seed), plan.size, plan.width, self.encoding)
@@ -266,8 +270,10 @@ def train(
 
     ``out`` holds checkpoints, logs, sample pictures, and at the end ``model/``, which ``omni.load`` reads. ``init``
     starts from another run's checkpoint, or from a saved model, with this run's steps counted from zero.
+
+    Told to stop (SIGTERM), the run ends after the step it is in, writes its checkpoint and raises :class:`Stopped`.
     """
-    from omni.training_callbacks import Probe, export
+    from omni.training_callbacks import Probe, StopTogether, export
 
     recipe = load_recipe(path, preset, overrides)
     if recipe.threads:
@@ -285,7 +291,9 @@ def train(
         save_last=True,
         save_top_k=1,
         every_n_train_steps=recipe.save_every,
+        enable_version_counter=False,  # last.ckpt is the last one, also where another process wrote the one before
     )
+    stopper = StopTogether(last)
     trainer = L.Trainer(
         max_steps=recipe.steps,
         accelerator=recipe.accelerator,
@@ -294,13 +302,17 @@ def train(
         precision=recipe.precision,
         gradient_clip_val=recipe.clip,
         logger=[CSVLogger(out, name="csv"), TensorBoardLogger(out, name="tensorboard")],
-        callbacks=[saver, Probe(out, recipe.probe_every)],
+        callbacks=[saver, Probe(out, recipe.probe_every), stopper],
         log_every_n_steps=recipe.log_every,
         enable_model_summary=False,
         enable_progress_bar=os.isatty(2),
     )
     # The checkpoint is this run's own file; Lightning stores the optimiser's state beside the weights in it.
     trainer.fit(module, ckpt_path=last if resume and last.exists() else None, weights_only=False)
+    if stopper.stopped:
+        raise Stopped(
+            f"stopped after step {trainer.global_step} of {recipe.steps}; the same command goes on from there"
+        )
     if not trainer.is_global_zero:
         sys.exit(0)  # the other processes repeat the command that started the run; what follows is the first's
     return export(module, out / "model")

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -212,6 +213,47 @@ def test_two_processes_share_each_step(recipe, tmp_path):
     after = state(tmp_path / "out")
     torch.testing.assert_close(after["glyph_head.weight"], module.glyph_head.weight.detach(), atol=1e-5, rtol=1e-4)
     assert not torch.equal(before, after["glyph_head.weight"])
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_a_run_that_is_told_to_stop_ends_as_one_and_goes_on(devices, tmp_path):
+    endless = {**RECIPE["stages"][0], "steps": 100_000}
+    path, out, script = tmp_path / "endless.yaml", tmp_path / "out", tmp_path / "run.py"
+    path.write_text(yaml.safe_dump(RECIPE | {"stages": [endless], "devices": devices, "threads": 1}))
+    script.write_text(SHARED)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    command = [sys.executable, str(script), str(path), str(out)]
+    steps = []
+    for _ in range(2):
+        # Two runs: the second starts where the first was stopped, and is stopped after the first's last step.
+        ran = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+        try:
+            _wait(lambda: out.exists() and _logged(out) > sum(steps[-1:]) + 3, ran)
+            ran.terminate()
+            _, told = ran.communicate(timeout=60)
+        finally:
+            ran.kill()
+        assert ran.returncode == 1
+        step = torch.load(out / "checkpoints" / "last.ckpt", weights_only=False)["global_step"]
+        assert f"stopped after step {step} of 100000" in told
+        steps.append(step)
+    assert 3 < steps[0] < steps[1]
+    assert not (out / "model").exists()
+
+
+def _wait(until, process) -> None:
+    end = time.monotonic() + 200
+    while not until():
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < end, "the run does not get on"
+        time.sleep(0.2)
+
+
+def _logged(out: Path) -> int:
+    """The last step in the run's newest table."""
+    tables = sorted(out.glob("csv/*/metrics.csv"), key=lambda p: p.stat().st_mtime)
+    rows = list(csv.DictReader(tables[-1].open())) if tables else []
+    return int(rows[-1]["step"]) if rows else 0
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from omni.data.documents import SIZES, Document, sample_document
-from omni.data.scenes import sample_scene
+from omni.data.scenes import CATEGORIES, sample_scene
 from omni.data.text import sample_text
 from omni.tokenizers.prompts import caption_ids
 
@@ -172,10 +172,17 @@ def answer_labels(ids: list[int], special: dict) -> tuple[list[int], list[int]]:
     return ids, labels
 
 
-def draw_batch(seed: int, size: int, encoding: Encoding, drop: float = 0.1) -> DrawBatch:
-    """``size`` scenes; a share ``drop`` of the captions is empty, which is what guidance compares with."""
+def draw_batch(
+    seed: int, size: int, encoding: Encoding, drop: float = 0.1, mixture: dict[str, float] | None = None
+) -> DrawBatch:
+    """``size`` scenes; a share ``drop`` of the captions is empty, which is what guidance compares with.
+
+    ``mixture`` weighs the categories of scenes, by default all alike.
+    """
     rng = Random(f"draw {seed}")
-    scenes = [sample_scene(1_000_000 + seed * 4096 + i) for i in range(size)]
+    mixture = mixture or dict.fromkeys(CATEGORIES, 1.0)
+    categories = Random(f"categories {seed}").choices(list(mixture), list(mixture.values()), k=size)
+    scenes = [sample_scene(1_000_000 + seed * 4096 + i, category) for i, category in enumerate(categories)]
     captions = ["" if rng.random() < drop else s.caption for s in scenes]
     rows = [caption_ids(caption, encoding.special, encoding.encode) for caption in captions]
     input_ids, _ = _pad([(r, r) for r in rows], encoding.special["pad"])

@@ -138,6 +138,7 @@ def _ask_arguments(parser: Parser) -> None:
     parser.add_argument("--page", type=whole(1, 200), help="look only at this page (default: all)")
     parser.add_argument("--transcribe", action="store_true", help="print the text of the document instead")
     parser.add_argument("--max-new-tokens", type=whole(1, 4096), default=None, help="longest answer, in tokens")
+    parser.add_argument("--views", type=whole(1, 8), help="looks at each page (default: the model's)")
 
 
 def _ask(args: Arguments) -> Any:
@@ -148,7 +149,8 @@ def _ask(args: Arguments) -> Any:
 
     open_document(args.file)  # a bad file is refused before a model is loaded
     reader = DocumentQA(_load(args))
-    limits = {} if args.max_new_tokens is None else {"max_new_tokens": args.max_new_tokens}
+    limits = {"max_new_tokens": args.max_new_tokens, "views": args.views}
+    limits = {name: value for name, value in limits.items() if value is not None}
     if args.transcribe:
         pages = reader.transcribe(args.file, page=args.page, **limits)
         _print(args, "\n\n".join(pages))

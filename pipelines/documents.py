@@ -1,7 +1,7 @@
 """Questions about documents: a picture, a PDF, or a list of pages.
 
-page ──> prefix of the prompt (image and all text before the question), read once ──> cache
-each question ──> fork of that cache ──> answer and its confidence
+page, and looks at it ──> prefix of the prompt (image and all text before the question), read once ──> cache
+each question ──> copy of that cache ──> answer and its confidence
 many pages ──> the answer of the page that is surest of it
 """
 
@@ -16,11 +16,10 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from omni.cache import Cache
-from omni.decoders.autoregressive import Event, Row, generate
+from omni.decoders.autoregressive import Event, Row
 from omni.decoders.sampling import SamplingParams
-from omni.inputs import Inputs, pad_rows
 from omni.model import Omni
+from omni.pipelines.views import check_views, choose_rows, continued, default_views, read_views
 from omni.tokenizers.image import open_document
 from omni.tokenizers.text import StreamDecoder
 
@@ -68,25 +67,35 @@ class DocumentQA:
         question: str | Sequence[str],
         page: int | None = None,
         max_new_tokens: int = 48,
+        views: int | None = None,
     ) -> Answer | list[Answer]:
         """Answer from the whole document, or from ``page`` (counted from 1) alone.
 
         ``document`` is a path, bytes, a picture, or a list of pictures. Every page is read once, however many
-        questions there are. Raises ValueError for a bad document, page or question.
+        questions there are; ``views`` looks at it are answered together (:mod:`omni.pipelines.views`; default: the
+        checkpoint's own number). Raises ValueError for a bad document, page, question or number of views.
         """
+        views = self._views(views)
         questions = [question] if isinstance(question, str) else list(question)
         if not questions or not all(isinstance(q, str) and q.strip() for q in questions):
             raise ValueError(f"a question must be a text that is not empty, not {question!r}")
         found: list[list[Answer]] = []
         for number, picture in self._pages(document, page):
-            found.append(self._answer(picture, number, questions, max_new_tokens))
+            found.append(self._answer(picture, number, questions, max_new_tokens, views))
         best = [max(answers, key=lambda a: a.confidence) for answers in zip(*found, strict=True)]
         return best[0] if isinstance(question, str) else best
 
-    def transcribe(self, document: Any, page: int | None = None, max_new_tokens: int = 1024) -> list[str]:
+    def transcribe(
+        self, document: Any, page: int | None = None, max_new_tokens: int = 1024, views: int | None = None
+    ) -> list[str]:
         """The text of each page, in reading order."""
-        pages = self._pages(document, page)
-        return [self._answer(p, n, [TRANSCRIBE], max_new_tokens)[0].text for n, p in pages]
+        pages, views = self._pages(document, page), self._views(views)
+        return [self._answer(p, n, [TRANSCRIBE], max_new_tokens, views)[0].text for n, p in pages]
+
+    def _views(self, views: int | None) -> int:
+        views = default_views(self.model) if views is None else views
+        check_views(views)
+        return views
 
     def _pages(self, document: Any, page: int | None) -> Iterable[tuple[int, Image.Image]]:
         """Page numbers and pictures, each opened when its turn comes."""
@@ -101,19 +110,19 @@ class DocumentQA:
         return ((number, pages[number - 1]) for number in numbers)
 
     @torch.inference_mode()
-    def _answer(self, page: Image.Image, number: int, questions: list[str], limit: int) -> list[Answer]:
+    def _answer(self, page: Image.Image, number: int, questions: list[str], limit: int, views: int) -> list[Answer]:
         """Answers to all questions from one page."""
         prompts = [self._prompt(page, question) for question in questions]
         self._check_room(max(len(ids) for ids, _ in prompts), limit)
         shared = _common_prefix([ids for ids, _ in prompts])
-        cache = self.model.new_cache(1)
-        prefix = torch.tensor([prompts[0][0][:shared]], device=self.model.device)
-        self.model.logits(Inputs(prefix, pixels=prompts[0][1]), cache, last_only=True)
+        cache = read_views(self.model, prompts[0][0][:shared], prompts[0][1], views)
         endings = [ids[shared:] for ids, _ in prompts]
         answers = []
         for start in range(0, len(endings), QUESTIONS_AT_ONCE):
             some = endings[start : start + QUESTIONS_AT_ONCE]
-            answers += self._continue(cache.fork(len(some)), some, number, limit)
+            copies = choose_rows(cache, [0] * len(some), views)
+            said = continued(self.model, copies, some, [self._row(limit) for _ in some], views)
+            answers += [_answer(events, number) for events in said]
         return answers
 
     def _prompt(self, page: Image.Image, question: str) -> tuple[list[int], tuple[Tensor, ...]]:
@@ -128,24 +137,6 @@ class DocumentQA:
                 f"max_new_tokens is {limit}; behind a prompt of {prompt} tokens it must lie between 1 and "
                 f"{room - prompt}"
             )
-
-    def _continue(self, cache: Cache, endings: list[list[int]], number: int, limit: int) -> list[Answer]:
-        """Greedy answers behind the endings of the prompts, all rows together."""
-        ids, mask = pad_rows(endings, pad=0)
-        inputs = Inputs(ids, mask).to(self.model.device)
-        rows = [self._row(limit) for _ in endings]
-
-        def step(tokens: Tensor) -> Tensor:
-            return self.model.logits(tokens[:, None], cache, last_only=True)[:, -1]
-
-        def keep(going: Tensor) -> None:
-            nonlocal cache
-            cache = cache.select(going)
-
-        said: list[list[Event]] = [[] for _ in rows]
-        for event in generate(self.model.logits(inputs, cache, last_only=True)[:, -1], rows, step, keep):
-            said[event.row].append(event)
-        return [_answer(events, number) for events in said]
 
     def _row(self, limit: int) -> Row:
         decoder = StreamDecoder(self.model.tokenizer)

@@ -13,6 +13,7 @@ from omni.families.tiny import TINY
 from omni.inputs import Inputs
 from omni.model import Omni
 from omni.pipelines.documents import QUESTIONS_AT_ONCE, Answer, DocumentQA, _common_prefix
+from omni.pipelines.views import looks
 from omni.tokenizers.bytes import ByteTokenizer
 
 QUESTIONS = ["What is the date?", "Who signed it?", "What is the total amount that is due?"]
@@ -21,7 +22,7 @@ QUESTIONS = ["What is the date?", "Who signed it?", "What is the total amount th
 @pytest.fixture(scope="module")
 def reader() -> DocumentQA:
     torch.manual_seed(0)
-    model = Omni(replace(TINY, denoiser=None, latent=None)).eval()
+    model = Omni(replace(TINY, denoiser=None, latent=None, sampling={})).eval()
     with torch.no_grad():
         model.embed.weight.mul_(20)  # peaked logits: argmax does not hang on the order of additions
     model.tokenizer = ByteTokenizer()
@@ -92,6 +93,47 @@ def test_end_token_ends_the_answer(reader, monkeypatch):
     assert cut.text == reader.model.tokenizer.decode(tokens[:first]).strip()
 
 
+def test_several_views_answer_with_their_mean(reader):
+    """Token by token against every look read on its own, all again at each step."""
+    answers = reader(page(), QUESTIONS, max_new_tokens=5, views=3)
+    for question, answer in zip(QUESTIONS, answers, strict=True):
+        ids, (pixels,) = reader._prompt(page(), question)
+        rows = [(torch.tensor([ids]), look) for look in looks(pixels, 3, reader.model.config.vision.token_pixels)]
+        said, total = [], 0.0
+        while len(said) < 5 and (not said or said[-1] not in reader.ends):
+            behind = torch.tensor([said], dtype=torch.int64)
+            with torch.inference_mode():
+                each = [reader.model.logits(Inputs(torch.cat([i, behind], 1), pixels=(p,)))[0, -1] for i, p in rows]
+            score, token = torch.stack(each).log_softmax(-1).mean(0).max(-1)
+            said.append(int(token))
+            total += float(score)
+        assert answer.tokens == len(said)
+        assert answer.text == reader.model.tokenizer.decode([t for t in said if t not in reader.ends]).strip()
+
+
+def test_the_first_look_is_the_page_and_the_others_are_moved(reader):
+    page = torch.full((3, 32, 48), 0.75)
+    page[:, 8:10, 8:12] = 0.25
+    same, moved = looks(page, 2, 16)
+    assert torch.equal(same, page)
+    expected = torch.full_like(page, 0.75)
+    expected[:, 11:13, 10:14] = 0.25  # an eighth of 16 to the right, three sixteenths down
+    torch.testing.assert_close(moved, expected, atol=1e-5, rtol=0)
+    smaller = looks(page, 4, 16)[3]
+    assert smaller.shape == page.shape
+    assert 0.9 < float((0.75 - smaller).sum() / (0.75 - page).sum()) / 0.96**2 < 1.1
+
+
+def test_the_checkpoint_says_how_many_views(reader, monkeypatch):
+    monkeypatch.setitem(reader.model.config.sampling, "document_views", 2.0)
+    rows = []
+    see = type(reader.model).see
+    monkeypatch.setattr(type(reader.model), "see", lambda self, pixels: rows.append(len(pixels)) or see(self, pixels))
+    reader(page(), QUESTIONS[0], max_new_tokens=1)
+    reader(page(), QUESTIONS[0], max_new_tokens=1, views=1)
+    assert rows == [2, 1]
+
+
 def test_text_or_list_in_answer_or_list_out(reader):
     assert isinstance(reader(np.asarray(page()), QUESTIONS[0], max_new_tokens=1), Answer)
     several = reader(page(), QUESTIONS[:1], max_new_tokens=1)
@@ -107,6 +149,7 @@ def test_text_or_list_in_answer_or_list_out(reader):
         ({"question": ["fine", 3]}, "not empty"),
         ({"document": b"nonsense"}, "not a picture"),
         ({"document": []}, "0 pages"),
+        ({"views": 9}, "views is 9; it must be a whole number from 1 to 8"),
         ({"page": 2}, "page is 2; the document has 1"),
         ({"page": 0}, "page is 0"),
         ({"max_new_tokens": 0}, "max_new_tokens is 0"),

@@ -38,7 +38,9 @@ def short(monkeypatch):
 # -- documents -----------------------------------------------------------------------------------------------------
 
 
-def test_pages_read_together_get_the_answers_they_get_alone(model, monkeypatch):
+@pytest.mark.parametrize("views", [1.0, 3.0])
+def test_pages_read_together_get_the_answers_they_get_alone(model, monkeypatch, views):
+    monkeypatch.setitem(model.config.sampling, "document_views", views)
     monkeypatch.setattr(reading, "PAGES_AT_ONCE", 2)
     pages = [sample_document(s, "lines", size) for s, size in enumerate([(48, 160), (48, 112), (48, 160), (48, 160)])]
     pictures = [Image.fromarray(page.image) for page in pages]

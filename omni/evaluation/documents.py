@@ -13,17 +13,15 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 
-from omni.cache import Cache
 from omni.data.documents import LEVELS, Document, sample_document
-from omni.decoders.autoregressive import Row, generate
+from omni.decoders.autoregressive import Row
 from omni.decoders.sampling import SamplingParams
 from omni.evaluation.report import averages, grouped, held_out, progress
-from omni.inputs import Inputs, pad_rows
 from omni.metrics import anls, character_accuracy, exact_match
 from omni.model import Omni
 from omni.pipelines.documents import TRANSCRIBE, DocumentQA
+from omni.pipelines.views import choose_rows, continued, default_views, read_views
 from omni.tokenizers.image import border_colour
 from omni.tokenizers.text import StreamDecoder
 
@@ -165,14 +163,14 @@ def _answer_batch(
             prompts.append(inputs.input_ids[0].tolist())
             owners.append(i)
         pixels += inputs.pixels
-    shared = _common(prompts, model.config.special_tokens["image"])
-    cache = model.new_cache(len(pictures))
-    prefix = torch.tensor([prompts[0][:shared]] * len(pictures), device=model.device)
-    model.read(Inputs(prefix, pixels=tuple(pixels)), cache)
-    ids, mask = pad_rows([prompt[shared:] for prompt in prompts], pad=0)
-    texts = complete(
-        model, Inputs(ids, mask).to(model.device), cache.select(torch.tensor(owners, device=model.device)), limit
-    )
+    shared, views = _common(prompts, model.config.special_tokens["image"]), default_views(model)
+    cache = choose_rows(read_views(model, prompts[0][:shared], pixels, views), owners, views)
+    end = model.tokenizer.special["eos"]
+    ends = frozenset(end if isinstance(end, list) else [end])
+    params = SamplingParams(temperature=0)
+    rows = [Row(params, StreamDecoder(model.tokenizer), limit, eos=ends) for _ in prompts]
+    said = continued(model, cache, [prompt[shared:] for prompt in prompts], rows, views)
+    texts = ["".join(event.text for event in events).strip() for events in said]
     return [[text for text, owner in zip(texts, owners, strict=True) if owner == i] for i in range(len(pictures))]
 
 
@@ -183,26 +181,6 @@ def _common(prompts: list[list[int]], image: int) -> int:
     if any(prompt[:shared] != first[:shared] or len(prompt) == shared for prompt in prompts):
         raise ValueError("the chat format puts the question before the page; pages cannot be read ahead")
     return shared
-
-
-def complete(model: Omni, inputs: Inputs, cache: Cache, limit: int) -> list[str]:
-    """Greedy texts behind ``inputs``, which continue ``cache``; rows leave the batch when they end."""
-    end = model.tokenizer.special["eos"]
-    ends = frozenset(end if isinstance(end, list) else [end])
-    params = SamplingParams(temperature=0)
-    rows = [Row(params, StreamDecoder(model.tokenizer), limit, eos=ends) for _ in range(len(inputs.input_ids))]
-
-    def step(tokens: Tensor) -> Tensor:
-        return model.logits(tokens[:, None], cache, last_only=True)[:, -1]
-
-    def keep(going: Tensor) -> None:
-        nonlocal cache
-        cache = cache.select(going)
-
-    texts = [""] * len(rows)
-    for event in generate(model.logits(inputs, cache, last_only=True)[:, -1], rows, step, keep):
-        texts[event.row] += event.text
-    return [text.strip() for text in texts]
 
 
 # -- own documents ---------------------------------------------------------------------------------------------------

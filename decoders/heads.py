@@ -1,6 +1,7 @@
 """Heads with weights only: noisy latents in, predictions out. Loops live in the other files of this folder."""
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -15,6 +16,10 @@ class LatentHead(nn.Module):
     """Patches of noisy latents to tokens, and tokens back to velocities.
 
     latents (b, c, h p, w p) <-> tokens (b, h w, d); patch rows are (y, x, channel) with the channel fastest (Cosmos 3).
+
+    With ``max_grid`` a learned table tells each token where in the picture it is: rotary positions only say how far it
+    is from others, and a small model hardly finds out from them which half is the left one. Pictures of other sizes
+    get the table resized.
     """
 
     def __init__(self, d_model: int, config: LatentConfig) -> None:
@@ -23,11 +28,22 @@ class LatentHead(nn.Module):
         self.proj_in = nn.Linear(config.token_dim, d_model)
         self.norm = RMSNorm(d_model, 1e-6)
         self.proj_out = nn.Linear(d_model, config.token_dim)
+        self.positions = nn.Parameter(torch.zeros(config.max_grid**2, d_model)) if config.max_grid else None
 
     def read(self, latents: Tensor) -> Tensor:
         """(b, c, H, W) -> (b, n, d)"""
         h, w = self.grid(latents)
-        return self.proj_in(rearrange(latents, "b c (h y) (w x) -> b (h w) (y x c)", h=h, w=w))
+        tokens = self.proj_in(rearrange(latents, "b c (h y) (w x) -> b (h w) (y x c)", h=h, w=w))
+        return tokens if self.positions is None else tokens + self._places(h, w)
+
+    def _places(self, h: int, w: int) -> Tensor:
+        """(h w, d): the table, resized to the grid."""
+        side = self.config.max_grid
+        if (h, w) == (side, side):
+            return self.positions
+        table = rearrange(self.positions, "(h w) d -> 1 d h w", h=side).float()
+        table = F.interpolate(table, size=(h, w), mode="bilinear", align_corners=False)
+        return rearrange(table[0], "d h w -> (h w) d").to(self.positions.dtype)
 
     def write(self, tokens: Tensor, latents: Tensor, t: Tensor) -> Tensor:
         """Hidden (b, n, d) of noisy ``latents`` at time t (b,) -> velocity (b, c, H, W): noise minus data."""

@@ -25,6 +25,7 @@ MAX_WIDTH = 1 << 20
 MAX_LAYERS = 4096
 MAX_EXPERTS = 1 << 16
 MAX_VOCAB = 1 << 24
+MAX_SIDE = 1 << 12  # of a table of positions
 
 
 class ConfigError(ValueError):
@@ -306,8 +307,13 @@ class LatentConfig:
     prediction: str = "velocity"  # what the head says: "velocity" (noise - data), or "sample" (the clean latents)
     position_offset: int = 15_000  # of the latents' time axis behind the prompt (Cosmos 3)
     codec: CodecConfig | None = None  # None: the latents are the pixels
+    max_grid: int = 0  # side of the learned table of positions, in tokens; 0: none, as Cosmos 3
 
     def __post_init__(self) -> None:
+        _require(
+            0 <= self.max_grid <= MAX_SIDE,
+            f"LatentConfig.max_grid is {self.max_grid}; it must lie between 0 and {MAX_SIDE}",
+        )
         for name in ("patch_size", "channels", "image_size"):
             value = getattr(self, name)
             _require(
@@ -323,6 +329,11 @@ class LatentConfig:
     @property
     def token_dim(self) -> int:
         return self.channels * self.patch_size**2
+
+    @property
+    def token_pixels(self) -> int:
+        """Side, in pixels, of what one token shows."""
+        return self.patch_size * (self.codec.factor if self.codec else 1)
 
 
 @dataclass(frozen=True, kw_only=True)

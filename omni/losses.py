@@ -22,6 +22,16 @@ def flow(velocity: Tensor, data: Tensor, noise: Tensor) -> Tensor:
     return F.mse_loss(velocity.float(), (noise - data).float())
 
 
+def balanced(logits: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy (b, n, classes) against (b, n): half its mean where there is something, half where there is none.
+
+    Class 0 is "none"; a mean over all would be about that, as most of a picture is empty. ``IGNORED`` does not count.
+    """
+    each = F.cross_entropy(logits.flatten(0, -2).float(), targets.flatten(), ignore_index=IGNORED, reduction="none")
+    something, nothing = targets.flatten() > 0, targets.flatten() == 0
+    return sum((each * part).sum() / part.sum().clamp(min=1) for part in (something, nothing)) / 2
+
+
 def glyphs(logits: Tensor, targets: Tensor) -> Tensor:
     """Mean cross-entropy of naming the characters under each patch: (b, n, slots, classes) against (b, n, slots)."""
     return F.cross_entropy(logits.flatten(0, -2).float(), targets.flatten())

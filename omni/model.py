@@ -157,13 +157,17 @@ class Omni(nn.Module):
 
     def velocity(self, latents: Tensor, t: Tensor, context: Cache) -> Tensor:
         """Direction (b, c, H, W) of noisy latents (b, c, H, W) at time t (b,), given the prompt's cache."""
+        hidden = self.denoise(latents, t, context)
+        return self.latents.write(hidden, latents.to(self.dtype), t)
+
+    def denoise(self, latents: Tensor, t: Tensor, context: Cache) -> Tensor:
+        """Hidden states (b, n, d) of the denoiser tower, after its final norm: what :meth:`velocity` is read from."""
         if self.latents is None:
             raise ValueError("this model has no denoiser for image latents")
         latents = latents.to(self.dtype)
         offset = self.config.latent.position_offset
         positions = grid_positions(self.latents.grid(latents), context.next_positions() + offset)
-        hidden = self.denoiser(self.latents.read(latents), context=context, positions=positions, causal=False, time=t)
-        return self.latents.write(hidden, latents, t)
+        return self.denoiser(self.latents.read(latents), context=context, positions=positions, causal=False, time=t)
 
     # -- inputs --------------------------------------------------------------------------------------------------------
 

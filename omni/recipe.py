@@ -72,6 +72,7 @@ class DrawPlan:
     time_mean: float = 0.3
     weight: float = 1.0
     caption_weight: float = 0.1
+    thing_weight: float = 0.1  # of naming the thing that each token shows
     every: int = 1
 
     def __post_init__(self) -> None:

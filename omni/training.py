@@ -29,6 +29,7 @@ from omni.data.batches import (
     CELL_SLOTS,
     GLYPH_CLASSES,
     GLYPH_SLOTS,
+    THING_CLASSES,
     DrawBatch,
     Encoding,
     ReadBatch,
@@ -108,7 +109,7 @@ class Steps(IterableDataset):
 
 
 class OmniTraining(L.LightningModule):
-    """Lightning module around :class:`Omni`. The glyph head serves training only and is not shipped."""
+    """Lightning module around :class:`Omni`. The heads that name glyphs and things serve training only."""
 
     def __init__(self, model: Omni, recipe: Recipe) -> None:
         super().__init__()
@@ -118,6 +119,8 @@ class OmniTraining(L.LightningModule):
         self.cell_heads = nn.ModuleList(  # what the projector says, and what the context tower makes of it
             nn.Linear(model.config.context.d_model, CELL_SLOTS * GLYPH_CLASSES) for _ in range(2)
         )
+        noisy = model.config.denoiser.d_model if model.config.denoiser else 1
+        self.thing_head = nn.Linear(noisy, sum(THING_CLASSES))
         self.ema = Average(model, recipe.ema)
 
     def training_step(self, batch: dict[str, Any], index: int) -> Tensor:
@@ -148,7 +151,11 @@ class OmniTraining(L.LightningModule):
         return parts | {"read": (plan.weight, losses.next_token(self.model.predict(hidden), batch.labels))}
 
     def draw_losses(self, plan: DrawPlan, batch: DrawBatch) -> dict[str, tuple[float, Tensor]]:
-        """Velocity at ``draws`` noise levels of each picture; the caption is read once."""
+        """Velocity at ``draws`` noise levels of each picture; the caption is read once.
+
+        The denoiser also says which thing each token shows: the squared error alone says very little about which of two
+        things has which colour and place, as long as it does not know which of them a token belongs to.
+        """
         cache = self.model.new_cache(len(batch.input_ids))
         hidden = self.model.read(Inputs(batch.input_ids, batch.mask), cache)
         labels = batch.input_ids.masked_fill(~batch.mask, losses.IGNORED)
@@ -157,8 +164,14 @@ class OmniTraining(L.LightningModule):
         data = codec.encode(batch.pixels).repeat_interleave(plan.draws, dim=0)
         t = sample_times(len(data), None, plan.time_mean).to(data.device)
         noise = torch.randn_like(data)
-        velocity = self.model.velocity(interpolate(data, noise, t), t, cache.fork(plan.draws))
+        noisy = interpolate(data, noise, t)
+        hidden = self.model.denoise(noisy, t, cache.fork(plan.draws))
+        velocity = self.model.latents.write(hidden, noisy, t)
+        named = self.thing_head(hidden).split(THING_CLASSES, dim=-1)
+        things = batch.things.repeat_interleave(plan.draws, dim=0).unbind(-1)
+        told = sum(losses.balanced(*pair) for pair in zip(named, things, strict=True))
         return {
+            "things": (plan.thing_weight, told),
             "draw": (plan.weight, losses.flow(velocity, data, noise)),
             "caption": (plan.caption_weight, caption),
         }
@@ -241,7 +254,8 @@ def encoding(model: Omni) -> Encoding:
     """What the batches must know of ``model``."""
     v = model.config.vision
     patch, token = (v.patch_size, v.token_pixels) if v else (1, 1)
-    return Encoding(model.tokenizer.encode, model.tokenizer.encode_chat, model.tokenizer.special, patch, token)
+    latent = model.config.latent.token_pixels if model.config.latent else 8
+    return Encoding(model.tokenizer.encode, model.tokenizer.encode_chat, model.tokenizer.special, patch, token, latent)
 
 
 def build(recipe: Recipe) -> OmniTraining:

@@ -80,6 +80,7 @@ REFUSED = [
     (VisionConfig, EYE, {"shuffle": 0}, "VisionConfig.shuffle is 0"),
     (VisionConfig, EYE, {"stem": "resnet"}, "stem is 'resnet'; known: linear, conv"),
     (LatentConfig, LATENTS, {"patch_size": 0}, "LatentConfig.patch_size is 0; it must lie between 1 and"),
+    (LatentConfig, LATENTS, {"max_grid": 5000}, "LatentConfig.max_grid is 5000; it must lie between 0 and 4096"),
     (LatentConfig, LATENTS, {"channels": 1 << 21}, "LatentConfig.channels is 2097152"),
     (LatentConfig, LATENTS, {"prediction": "noise"}, "prediction is 'noise'; known: velocity, sample"),
 ]

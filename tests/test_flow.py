@@ -267,6 +267,23 @@ def test_writing_undoes_reading(patch, channels, size):
 
 
 @torch.no_grad()
+def test_a_table_tells_tokens_where_they_are():
+    placed = head(max_grid=3)
+    assert placed.positions.shape == (9, 8)
+    bare = head()
+    bare.load_state_dict({k: v for k, v in placed.state_dict().items() if k != "positions"})
+    latents = noise(2, 3, 6, 6)
+    close(placed.read(latents) - bare.read(latents), placed.positions.expand(2, -1, -1), 1e-12)
+    # Other sizes: a table that rises evenly from left to right still does, from end to end.
+    placed.positions.copy_(torch.arange(3.0)[None, :, None].expand(3, 3, 8).reshape(9, 8))
+    wide = noise(1, 3, 4, 24)
+    rise = (placed.read(wide) - bare.read(wide)).view(2, 12, 8)
+    close(rise[0], rise[1], 1e-12)
+    assert (rise[0].diff(dim=0) > -1e-12).all()
+    close(rise[0, [0, -1], 0], torch.tensor([0.0, 2.0], dtype=torch.float64), 1e-6)
+
+
+@torch.no_grad()
 def test_a_predicted_sample_becomes_a_velocity():
     """v = (x_t - data) / t: the velocity that leads from x_t to the prediction in the time that is left."""
     velocity, sample = head(), head(prediction="sample")

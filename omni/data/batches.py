@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from omni.data.documents import SIZES, Document, sample_document
-from omni.data.scenes import CATEGORIES, sample_scene
+from omni.data.scenes import CATEGORIES, COLORS, SHAPES, Scene, coverage, sample_scene
 from omni.data.text import sample_text
 from omni.tokenizers.prompts import caption_ids
 
@@ -22,6 +22,8 @@ IGNORED = -100
 GLYPH_SLOTS = 2  # characters that a patch can name: one centred in its left half, one in its right half
 GLYPH_CLASSES = 96  # 0 is "no character", then printable ASCII from "!"
 CELL_SLOTS = 5  # characters centred within one token's square, in reading order
+THING_CLASSES = (1 + 2, 1 + len(SHAPES), 1 + len(COLORS))  # of a latent token: which thing, shape, colour; 0 is "none"
+THING_SHARE = 0.2  # of a square that a thing must cover to be what it shows
 TRANSCRIBE = ("Read the page.", "What is written here?", "Transcribe the text.")
 
 
@@ -47,6 +49,7 @@ class DrawBatch(Batch):
     input_ids: Tensor  # (b, n) right-padded captions
     mask: Tensor  # (b, n)
     pixels: Tensor  # (b, 3, H, W) in [0, 1]
+    things: Tensor  # (b, tokens, 3) classes of what each latent token shows: which of the named things, shape, colour
 
 
 @dataclass(frozen=True)
@@ -58,13 +61,14 @@ class TalkBatch(Batch):
 
 @dataclass(frozen=True)
 class Encoding:
-    """What batches need to know of the model: its tokenizer and the pixels behind a patch and behind a token."""
+    """What batches need of the model: its tokenizer and the pixels behind a patch, a token and a latent token."""
 
     encode: Callable[[str], list[int]]
     encode_chat: Callable[..., list[int]]
     special: dict
     patch: int
     token_pixels: int
+    latent_pixels: int = 8
 
 
 def glyph_targets(document: Document, patch: int) -> np.ndarray:
@@ -187,7 +191,26 @@ def draw_batch(
     rows = [caption_ids(caption, encoding.special, encoding.encode) for caption in captions]
     input_ids, _ = _pad([(r, r) for r in rows], encoding.special["pad"])
     mask = torch.arange(input_ids.shape[1]) < torch.tensor([[len(r)] for r in rows])
-    return DrawBatch(input_ids, mask, to_pixels([s.image for s in scenes]))
+    things = torch.from_numpy(np.stack([thing_targets(s, encoding.latent_pixels) for s in scenes]))
+    things[[not caption for caption in captions], :, 0] = IGNORED  # nothing was named first
+    return DrawBatch(input_ids, mask, to_pixels([s.image for s in scenes]), things)
+
+
+def thing_targets(scene: Scene, side: int) -> np.ndarray:
+    """(tokens, 3) classes of the thing that covers most of each square of ``side`` pixels, 0 where it is too little.
+
+    The columns are which of the wanted things it is, in the caption's order, its shape and its colour, counted from 1.
+    """
+    size = scene.image.shape[0]
+    order = [i for i, want in enumerate(scene.request.wants, start=1) for _ in range(want.count)]
+    most = np.full((size // side) ** 2, THING_SHARE)
+    targets = np.zeros((len(most), 3), dtype=np.int64)
+    for thing, named in zip(scene.things, order, strict=True):
+        cover = coverage(thing.shape, thing.x, thing.y, thing.radius, (size, size))
+        share = cover.reshape(size // side, side, size // side, side).mean(axis=(1, 3)).ravel()
+        targets[share > most] = named, 1 + SHAPES.index(thing.shape), 1 + list(COLORS).index(thing.color)
+        most = np.maximum(most, share)
+    return targets
 
 
 def to_pixels(images: Sequence[np.ndarray]) -> Tensor:

@@ -1,0 +1,85 @@
+"""Training targets: what each token of a picture shows, the mixture of scenes, and the losses that read them."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from omni.data.batches import IGNORED, THING_CLASSES, Encoding, draw_batch, thing_targets
+from omni.data.scenes import CATEGORIES, COLORS, SHAPES, Request, Scene, Thing, Want, sample_scene
+from omni.losses import balanced, glyphs, next_token
+from omni.tokenizers.bytes import ByteTokenizer
+
+
+@pytest.fixture(scope="module")
+def words() -> Encoding:
+    t = ByteTokenizer()
+    return Encoding(t.encode, t.encode_chat, t.special, patch=8, token_pixels=16, latent_pixels=8)
+
+
+def test_each_square_tells_the_thing_that_covers_it():
+    square = Thing("square", "blue", "", 16.0, 16.0, 8 / 0.88)  # from 8 to 24
+    ring = Thing("ring", "red", "", 48.0, 48.0, 8.0)
+    wants = (Want("square"), Want("ring"))
+    scene = Scene(np.zeros((64, 64, 3), np.uint8), "", "two_objects", (square, ring), "white", Request(wants))
+    named, shape, colour = thing_targets(scene, 8).reshape(8, 8, 3).transpose(2, 0, 1)
+    inside = np.zeros((8, 8), bool)
+    inside[1:3, 1:3] = True
+    assert (named[inside] == 1).all()
+    assert (shape[inside] == 1 + SHAPES.index("square")).all()
+    assert (colour[inside] == 1 + list(COLORS).index("blue")).all()
+    around = np.zeros((8, 8), bool)
+    around[5:7, 5:7] = True
+    assert (named[around] == 2).all()
+    assert (colour[around] == 1 + list(COLORS).index("red")).all()
+    assert not named[~(inside | around)].any()
+
+
+def test_things_to_be_counted_are_all_the_first():
+    scene = sample_scene(1_000_003, "counting")
+    named = thing_targets(scene, 8)[:, 0]
+    assert set(named) == {0, 1}
+    assert named.sum() >= len(scene.things)
+
+
+def test_classes_are_in_range_and_empty_captions_name_none_first(words):
+    batch = draw_batch(5, 40, words, drop=0.5)
+    assert batch.things.shape == (40, 64, 3)
+    for targets, classes in zip(batch.things.unbind(-1), THING_CLASSES, strict=True):
+        assert targets.max() < classes
+    dropped = batch.mask.sum(1) == batch.mask.sum(1).min()
+    assert 8 < dropped.sum() < 32
+    assert (batch.things[dropped, :, 0] == IGNORED).all()
+    assert (batch.things[~dropped, :, 0] >= 0).all()
+    assert (batch.things[..., 1:] >= 0).all()
+
+
+def test_a_mixture_weighs_the_categories(words):
+    """With one category alone all captions are its own; without weights every category comes."""
+    alone = draw_batch(1, 24, words, drop=0.0, mixture={"counting": 1.0})
+    assert (alone.things[..., 0] < 2).all()  # nothing is named second
+    seeds = range(1_000_000 + 4096, 1_000_000 + 4096 + 24)
+    expected = [sample_scene(s, "counting").image for s in seeds]
+    assert torch.equal((alone.pixels * 255).round().byte(), torch.from_numpy(np.stack(expected)).permute(0, 3, 1, 2))
+    both = draw_batch(1, 24, words, drop=0.0)
+    assert (both.things[..., 0] == 2).any()
+    assert len(CATEGORIES) == 6
+
+
+def test_balanced_counts_both_sides_alike():
+    logits = torch.tensor([[[2.0, 0.0], [0.0, 1.0], [0.0, 1.0], [0.0, 1.0], [5.0, 0.0]]])
+    targets = torch.tensor([[1, 0, 0, 0, IGNORED]])
+    something, nothing = math.log(1 + math.exp(2)), math.log(1 + math.e)
+    assert balanced(logits, targets).item() == pytest.approx((something + nothing) / 2, rel=1e-6)
+    assert balanced(logits, torch.full((1, 5), IGNORED)).item() == 0
+    assert balanced(logits, torch.zeros(1, 5, dtype=torch.int64)).isfinite()
+
+
+def test_next_token_predicts_one_ahead_and_ignores():
+    logits = torch.zeros(1, 4, 3)
+    logits[0, 1, 2] = 50.0  # after the second token: class 2
+    labels = torch.tensor([[0, IGNORED, 2, IGNORED]])
+    assert next_token(logits, labels).item() == pytest.approx(0.0, abs=1e-6)
+    assert next_token(logits, torch.full((1, 4), IGNORED)).item() == 0
+    assert glyphs(torch.zeros(1, 2, 2, 7), torch.zeros(1, 2, 2, dtype=torch.int64)).item() == pytest.approx(math.log(7))

@@ -7,7 +7,7 @@ import torch
 
 from omni import cli, families, info
 from omni.cache import Cache
-from omni.families.nemotron_h import PRESETS
+from omni.families.nemotron_h_sizes import PRESETS
 from omni.families.tiny import TINY
 from omni.info import describe, parse_size, readable, table
 from omni.model import Omni

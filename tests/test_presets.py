@@ -5,7 +5,8 @@ import torch
 
 from omni.checkpoint import export
 from omni.families import families, presets
-from omni.families.nemotron_h import PRESETS, from_config, to_config
+from omni.families.nemotron_h import from_config, to_config
+from omni.families.nemotron_h_sizes import PRESETS
 from omni.model import Omni
 from omni.rules import Table
 

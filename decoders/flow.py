@@ -25,9 +25,11 @@ def interpolate(data: Tensor, noise: Tensor, t: Tensor) -> Tensor:
     return (1 - t) * data + t * noise
 
 
-def sample_times(n: int, generator: torch.Generator | None, mean: float = 0.0, shift: float = 1.0) -> Tensor:
+def sample_times(
+    n: int, generator: torch.Generator | None, mean: float = 0.0, shift: float = 1.0, std: float = 1.0
+) -> Tensor:
     """(n,) training times: sigmoid of a normal, then the resolution shift ``s t / (1 + (s - 1) t)``."""
-    t = torch.sigmoid(torch.randn(n, generator=generator) + mean)
+    t = torch.sigmoid(torch.randn(n, generator=generator) * std + mean)
     return shift * t / (1 + (shift - 1) * t)
 
 

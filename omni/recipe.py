@@ -69,7 +69,8 @@ class DrawPlan:
     draws: int = 4
     mixture: dict[str, float] | None = None
     drop: float = 0.1
-    time_mean: float = 0.3
+    time_mean: float = 0.3  # of the logit of the noise level, and its spread
+    time_std: float = 1.0
     weight: float = 1.0
     caption_weight: float = 0.1
     thing_weight: float = 0.1  # of naming the thing that each token shows
@@ -78,6 +79,8 @@ class DrawPlan:
     def __post_init__(self) -> None:
         _check_counts(self, "size", "draws", "every")
         _check(self, "drop", 0, 1)
+        _check(self, "time_mean", -20, 20)
+        _check(self, "time_std", 0, 20)
         if self.mixture is not None:
             _check_mixture(self, "categories")
 

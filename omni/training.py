@@ -162,7 +162,7 @@ class OmniTraining(L.LightningModule):
         caption = losses.next_token(self.model.predict(hidden), labels)
         codec = self.model.codec or PixelCodec()
         data = codec.encode(batch.pixels).repeat_interleave(plan.draws, dim=0)
-        t = sample_times(len(data), None, plan.time_mean).to(data.device)
+        t = sample_times(len(data), None, plan.time_mean, std=plan.time_std).to(data.device)
         noise = torch.randn_like(data)
         noisy = interpolate(data, noise, t)
         hidden = self.model.denoise(noisy, t, cache.fork(plan.draws))

@@ -54,6 +54,8 @@ def test_training_times():
     t = sample_times(4000, generator)
     assert 0 < t.min() < t.max() < 1
     assert abs(float(t.median()) - 0.5) < 0.02
+    spread = sample_times(4000, torch.Generator().manual_seed(0), mean=1.0, std=2.0)
+    close(spread.logit(), 2 * t.logit() + 1, 1e-3)
     shifted = sample_times(4000, torch.Generator().manual_seed(0), shift=3.0)
     close(shifted, 3 * t / (1 + 2 * t), 1e-6)
     assert float(sample_times(4000, generator, mean=-1.0).median()) < 0.3

@@ -136,6 +136,7 @@ class Recipe:
     weight_decay: float = 0.02
     clip: float = 1.0
     ema: float = 0.999
+    frozen: tuple[str, ...] = ()  # parts of the model that stay as they are: embed, context, vision ...
     threads: int = 0  # of each process; 0: leave torch's choice
     devices: int = 1  # processes, or GPUs, that share each step
     accelerator: str = "auto"
@@ -192,7 +193,7 @@ def load_recipe(path: str | Path, preset: str | None = None, overrides: dict[str
     stages = plain.get("stages", [])
     _require(isinstance(stages, list), f"stages is {stages!r}; it must be a list")
     plain["stages"] = tuple(_stage(stage) for stage in stages)
-    plain = {k: tuple(v) if k == "betas" else v for k, v in plain.items()}
+    plain = {k: tuple(v) if k in ("betas", "frozen") and isinstance(v, list) else v for k, v in plain.items()}
     return _build(Recipe, plain)
 
 

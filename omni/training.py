@@ -122,8 +122,12 @@ class OmniTraining(L.LightningModule):
         noisy = model.config.denoiser.d_model if model.config.denoiser else 1
         self.thing_head = nn.Linear(noisy, sum(THING_CLASSES))
         self.ema = Average(model, recipe.ema)
+        for part in self._frozen():
+            part.requires_grad_(False)
 
     def training_step(self, batch: dict[str, Any], index: int) -> Tensor:
+        for part in self._frozen():
+            part.eval()  # its routers count no tokens
         parts = {}
         for kind, (plan, data) in batch.items():
             parts |= getattr(self, f"{kind}_losses")(plan, data)
@@ -187,6 +191,13 @@ class OmniTraining(L.LightningModule):
             total = total + sum(router.balance)
             router.balance = []
         return total
+
+    def _frozen(self) -> list[nn.Module]:
+        known = dict(self.model.named_children())
+        unknown = sorted(set(self.recipe.frozen) - set(known))
+        if unknown:
+            raise ValueError(f"frozen names parts that the model does not have: {unknown}; it has {sorted(known)}")
+        return [known[name] for name in self.recipe.frozen]
 
     def _routers(self) -> list[Router]:
         return [m for m in self.model.modules() if isinstance(m, Router)]

@@ -186,6 +186,22 @@ print("done", train(sys.argv[1], out=sys.argv[2]))
 """
 
 
+def test_frozen_parts_stay_as_they_are(tmp_path):
+    path = tmp_path / "frozen.yaml"
+    frozen = ["embed", "context", "vision", "projector"]
+    path.write_text(yaml.safe_dump(RECIPE | {"stages": [{**RECIPE["stages"][1], "steps": 2}], "frozen": frozen}))
+    train(path, out=tmp_path / "out")
+    before, after = build(load_recipe(path)).state_dict(), state(tmp_path / "out")
+    moved = {
+        name for name, value in after.items() if name.startswith("model.") and not torch.equal(value, before[name])
+    }
+    assert moved
+    assert not [name for name in moved if name.split(".")[1] in frozen]
+    path.write_text(yaml.safe_dump(RECIPE | {"frozen": ["contxt"]}))
+    with pytest.raises(ValueError, match=r"does not have: \['contxt'\]; it has"):
+        train(path, out=tmp_path / "other")
+
+
 def test_two_processes_share_each_step(recipe, tmp_path):
     """One step on two processes is one step along the mean of their gradients, and only the first says so."""
     stage = {**RECIPE["stages"][0], "lr": 0.1}

@@ -334,12 +334,11 @@ def train(
     )
     # The checkpoint is this run's own file; Lightning stores the optimiser's state beside the weights in it.
     trainer.fit(module, ckpt_path=last if resume and last.exists() else None, weights_only=False)
-    if stopper.stopped:
-        raise Stopped(
-            f"stopped after step {trainer.global_step} of {recipe.steps}; the same command goes on from there"
-        )
     if not trainer.is_global_zero:
         sys.exit(0)  # the other processes repeat the command that started the run; what follows is the first's
+    if stopper.stopped:
+        done = f"stopped after step {trainer.global_step} of {recipe.steps}"
+        raise Stopped(f"{done}; the same command goes on from there")
     return export(module, out / "model")
 
 

@@ -265,7 +265,7 @@ def encoding(model: Omni) -> Encoding:
     """What the batches must know of ``model``."""
     v = model.config.vision
     patch, token = (v.patch_size, v.token_pixels) if v else (1, 1)
-    latent = model.config.latent.token_pixels if model.config.latent else 8
+    latent = model.config.latent.token_pixels if model.config.latent else 1
     return Encoding(model.tokenizer.encode, model.tokenizer.encode_chat, model.tokenizer.special, patch, token, latent)
 
 

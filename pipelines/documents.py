@@ -121,7 +121,7 @@ class DocumentQA:
         for start in range(0, len(endings), QUESTIONS_AT_ONCE):
             some = endings[start : start + QUESTIONS_AT_ONCE]
             copies = choose_rows(cache, [0] * len(some), views)
-            said = continued(self.model, copies, some, [self._row(limit) for _ in some], views)
+            said = continued(self.model, copies, some, [self.row(limit) for _ in some], views)
             answers += [_answer(events, number) for events in said]
         return answers
 
@@ -138,7 +138,8 @@ class DocumentQA:
                 f"{room - prompt}"
             )
 
-    def _row(self, limit: int) -> Row:
+    def row(self, limit: int) -> Row:
+        """A greedy answer of at most ``limit`` tokens, for the next-token loop."""
         decoder = StreamDecoder(self.model.tokenizer)
         return Row(SamplingParams(temperature=0, logprobs=0), decoder, limit, eos=self.ends)
 

@@ -68,7 +68,7 @@ class Encoding:
     special: dict
     patch: int
     token_pixels: int
-    latent_pixels: int = 8
+    latent_pixels: int
 
 
 def glyph_targets(document: Document, patch: int) -> np.ndarray:

@@ -15,15 +15,12 @@ import torch
 from PIL import Image
 
 from omni.data.documents import LEVELS, Document, sample_document
-from omni.decoders.autoregressive import Row
-from omni.decoders.sampling import SamplingParams
 from omni.evaluation.report import averages, grouped, held_out, progress
 from omni.metrics import anls, character_accuracy, exact_match
 from omni.model import Omni
 from omni.pipelines.documents import TRANSCRIBE, DocumentQA
 from omni.pipelines.views import choose_rows, continued, default_views, read_views
 from omni.tokenizers.image import border_colour
-from omni.tokenizers.text import StreamDecoder
 
 PAGES_AT_ONCE = 32  # pages of one size that are read together
 ANSWER = 48  # tokens of an answer
@@ -165,10 +162,8 @@ def _answer_batch(
         pixels += inputs.pixels
     shared, views = _common(prompts, model.config.special_tokens["image"]), default_views(model)
     cache = choose_rows(read_views(model, prompts[0][:shared], pixels, views), owners, views)
-    end = model.tokenizer.special["eos"]
-    ends = frozenset(end if isinstance(end, list) else [end])
-    params = SamplingParams(temperature=0)
-    rows = [Row(params, StreamDecoder(model.tokenizer), limit, eos=ends) for _ in prompts]
+    reader = DocumentQA(model)
+    rows = [reader.row(limit) for _ in prompts]
     said = continued(model, cache, [prompt[shared:] for prompt in prompts], rows, views)
     texts = ["".join(event.text for event in events).strip() for events in said]
     return [[text for text, owner in zip(texts, owners, strict=True) if owner == i] for i in range(len(pictures))]

@@ -299,9 +299,12 @@ def main() -> None:
     arguments = sys.argv[1:]
     runs = arguments and arguments[0] not in ("ls", "validate", "-h", "--help")
     named = any(a in ("--model", "-M", "--config", "-C") or a.startswith(("--model=", "--config=")) for a in arguments)
+    placed = any(a.split("=")[0] in ("--device", "--config", "-C") for a in arguments)
+    at = 2 if runs and arguments[0] == "run" else 1
+    if runs and not placed:
+        sys.argv[at:at] = ["--device", "auto"]  # theirs is the first GPU, whether there is one or not
     if runs and not named:
-        at = 1 if arguments[0] == "run" else 0
-        sys.argv[1 + at : 1 + at] = ["--model", "omni"]
+        sys.argv[at:at] = ["--model", "omni"]
     cli_evaluate()
 
 

@@ -142,7 +142,7 @@ def test_tasks_run_from_the_command_line(monkeypatch, model, capsys, tmp_path):
     from lm_eval.tasks import TaskManager
 
     asked = []
-    monkeypatch.setattr(omni, "load", lambda name, **options: asked.append(name) or model)
+    monkeypatch.setattr(omni, "load", lambda name, **options: asked.append((name, options["device"])) or model)
     plain = TaskManager.__init__  # without the thousands of tasks that come with the harness: reading them is slow
     monkeypatch.setattr(
         TaskManager, "__init__", lambda self, *a, **k: plain(self, *a, **{**k, "include_defaults": False})
@@ -152,7 +152,7 @@ def test_tasks_run_from_the_command_line(monkeypatch, model, capsys, tmp_path):
     arguments += ["--output_path", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", ["omni.harness", *arguments])
     harness.main()
-    assert asked == ["some/model"]
+    assert asked == [("some/model", "auto")]
     table = capsys.readouterr().out
     assert "omni_capitals_choice" in table
     assert "exact_match" in table

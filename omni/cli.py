@@ -220,6 +220,11 @@ def _draw_arguments(parser: Parser) -> None:
     parser.add_argument("--guidance", type=number(0, 100), help="1 is none (default: the model's)")
     parser.add_argument("--eta", type=number(0, 1), help="noise renewed at each step; 0 is none (default: the model's)")
     parser.add_argument("--negative", metavar="PROMPT", help="what to keep away from")
+    parser.add_argument(
+        "--upsample",
+        action=argparse.BooleanOptionalAction,
+        help="let the model first say in words what the prompt leaves open (default: the model's)",
+    )
     parser.add_argument("--height", type=whole(1, 8192), help="pixels (default: the model's)")
     parser.add_argument("--width", type=whole(1, 8192), help="pixels (default: the model's)")
     parser.add_argument("--count", type=whole(1, 64), default=1, help="pictures; one more file shows all of them")
@@ -237,6 +242,7 @@ def _draw(args: Arguments) -> Any:
         "guidance": args.guidance,
         "eta": args.eta,
         "negative_prompt": args.negative,
+        "upsample": args.upsample,
         "height": args.height,
         "width": args.width,
     }
@@ -244,8 +250,8 @@ def _draw(args: Arguments) -> Any:
     result = TextToImage(_load(args))(args.prompt, seed=args.seed, count=args.count, **chosen)
     names = [args.out] if args.count == 1 else [_numbered(args.out, i + 1) for i in range(args.count)]
     drawn = []
-    for name, picture, settings in zip(names, result.images, result.settings, strict=True):
-        settings = {**settings, "model": args.model}
+    for name, picture, settings, text in zip(names, result.images, result.settings, result.prompts, strict=True):
+        settings = {**settings, "model": args.model, **({"upsampled": text} if settings["upsample"] else {})}
         save_png(picture, name, settings)
         _print(args, str(name))
         drawn.append({"file": str(name), **settings})

@@ -62,11 +62,13 @@ class ReadPlan:
 class DrawPlan:
     """Scenes: ``size`` captions, each denoised at ``draws`` noise levels over one reading of the caption.
 
-    ``mixture`` weighs the categories of scenes, by default all alike.
+    ``mixture`` weighs the categories of scenes, by default all alike. A share ``full`` of the captions leaves nothing
+    open, as an upsampled prompt does.
     """
 
     size: int
     draws: int = 4
+    full: float = 0.0
     mixture: dict[str, float] | None = None
     drop: float = 0.1
     time_mean: float = 0.3  # of the logit of the noise level, and its spread
@@ -79,6 +81,7 @@ class DrawPlan:
     def __post_init__(self) -> None:
         _check_counts(self, "size", "draws", "every")
         _check(self, "drop", 0, 1)
+        _check(self, "full", 0, 1)
         _check(self, "time_mean", -20, 20)
         _check(self, "time_std", 0, 20)
         if self.mixture is not None:
@@ -87,15 +90,17 @@ class DrawPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class TalkPlan:
-    """Dialogues, packed into ``size`` rows of ``width`` tokens."""
+    """Dialogues, packed into ``size`` rows of ``width`` tokens; in a share ``upsample`` a prompt is written in full."""
 
     size: int
     width: int = 256
+    upsample: float = 0.0
     weight: float = 0.5
     every: int = 1
 
     def __post_init__(self) -> None:
         _check_counts(self, "size", "width", "every")
+        _check(self, "upsample", 0, 1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -99,10 +99,10 @@ class Steps(IterableDataset):
         )
 
     def _draw(self, seed: int, plan: DrawPlan) -> DrawBatch:
-        return draw_batch(self._own(seed), plan.size, self.encoding, plan.drop, plan.mixture)
+        return draw_batch(self._own(seed), plan.size, self.encoding, plan.drop, plan.mixture, plan.full)
 
     def _talk(self, seed: int, plan: TalkPlan) -> TalkBatch:
-        return talk_batch(self._own(seed), plan.size, plan.width, self.encoding)
+        return talk_batch(self._own(seed), plan.size, plan.width, self.encoding, plan.upsample)
 
     def _own(self, seed: int) -> int:
         return seed * self.parts + self.part

@@ -1,5 +1,6 @@
 """Pictures from prompts.
 
+prompts ──> the model's reasoner says what they leave open (optional) ──> prompts
 prompts and negative prompt ──> context tower, read once ──> cache
 noise of each seed ──> denoising steps, both guidance branches as one batch, reading the cache only ──> latents
 latents ──> codec ──> pictures
@@ -26,6 +27,7 @@ from omni.cache import Cache
 from omni.decoders.flow import SOLVERS, Guidance, Velocity, check_eta, guided, integrate, time_grid
 from omni.inputs import Inputs, pad_rows
 from omni.model import Omni
+from omni.pipelines.upsample import upsample as upsampled
 from omni.tokenizers.latent import PatchCodec, PixelCodec
 from omni.tokenizers.prompts import caption_ids
 
@@ -44,6 +46,7 @@ class Result:
     images: list[Image.Image]
     latents: Tensor  # (b, c, H, W)
     settings: list[dict[str, Any]]
+    prompts: list[str]  # of each picture as it was drawn: upsampled, if they were
     complete: bool = True  # False: stopped by ``on_step``
 
 
@@ -59,13 +62,15 @@ class Request:
     eta: float
     solver: str
     negative_prompt: str
+    upsample: bool
 
     @property
     def times(self) -> list[float]:
         return time_grid(self.steps, self.shift)
 
     def settings(self) -> dict[str, Any]:
-        plain = {name: getattr(self, name) for name in ("height", "width", "steps", "shift", "eta", "solver")}
+        names = ("height", "width", "steps", "shift", "eta", "solver", "upsample")
+        plain = {name: getattr(self, name) for name in names}
         plain |= {"guidance": self.guidance.scale, "interval": list(self.guidance.interval)}
         return plain | ({"negative_prompt": self.negative_prompt} if self.negative_prompt else {})
 
@@ -109,6 +114,7 @@ class TextToImage:
         eta: float | None = None,
         count: int = 1,
         interval: tuple[float, float] = (0.0, 1.0),
+        upsample: bool | None = None,
         on_step: OnStep | None = None,
     ) -> Result:
         """Draw ``count`` pictures for each prompt.
@@ -120,10 +126,12 @@ class TextToImage:
             seed: of the first picture of each prompt, the next ones count on from it; or a list with the seed of
                 every picture. None draws one; ``Result.settings`` tells it. A picture follows from its own seed alone,
                 whatever else is drawn with it.
-            latents: noise (b, c, H, W) to start from, instead of seeds; with ``eta`` a seed gives the later noise.
+            latents: noise (b, c, H, W) to start from, instead of seeds; with ``eta`` a seed gives the later noise, with
+                ``upsample`` the words.
             eta: part of the noise that every step renews, 0 to 1: 0 follows one path, 1 lets late steps undo early
                 ones.
             interval: times (1 is noise, 0 the picture) within which guidance acts.
+            upsample: let the model's reasoner write each prompt in full first, for each picture by its own seed.
             on_step: is shown the state after every step, and stops the drawing by returning False.
 
         Raises:
@@ -141,23 +149,25 @@ class TextToImage:
             eta=defaults.get("image_eta", ETA) if eta is None else eta,
             solver=solver,
             negative_prompt=negative_prompt,
+            upsample=bool(defaults.get("image_upsample", False)) if upsample is None else upsample,
         )
         pictures = self._check(request, len(prompts), count)
-        if latents is not None and seed is not None and not request.eta:
+        draws = latents is None or request.eta > 0 or request.upsample
+        if seed is not None and not draws:
             raise ValueError("give a seed or latents, not both")
-        draws = latents is None or request.eta > 0
         seeds = _seeds(seed, len(prompts), count) if draws else [None] * pictures
         fresh = self._noise(request, seeds) if draws else None
         noise = fresh() if latents is None else self._given(latents, request, pictures)
         rows = [p for p in prompts for _ in range(count)]
-        drawn, complete = self._denoise(request, rows, noise, fresh, on_step)
+        texts = upsampled(self.model, rows, seeds) if request.upsample else rows
+        drawn, complete = self._denoise(request, texts, noise, fresh, on_step)
         if not bool(torch.isfinite(drawn).all()):
             raise RuntimeError("the model drew values that are not numbers; are its weights complete?")
         settings = [
             {"prompt": p, **({} if s is None else {"seed": s}), **request.settings()}
             for p, s in zip(rows, seeds, strict=True)
         ]
-        return Result(self.decode(drawn), drawn, settings, complete)
+        return Result(self.decode(drawn), drawn, settings, texts, complete)
 
     @torch.inference_mode()
     def decode(self, latents: Tensor) -> list[Image.Image]:
@@ -179,6 +189,8 @@ class TextToImage:
             raise ValueError(f"count is {count!r}; it must be a whole number of at least 1")
         if request.solver not in SOLVERS:
             raise ValueError(f"solver {request.solver!r} is unknown; known: {', '.join(SOLVERS)}")
+        if not isinstance(request.upsample, bool):
+            raise ValueError(f"upsample must be true or false, not {request.upsample!r}")
         if not isinstance(request.negative_prompt, str):
             raise ValueError(f"negative_prompt must be a text, not {request.negative_prompt!r}")
         low, high = request.guidance.interval

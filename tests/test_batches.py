@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from omni.data.batches import IGNORED, THING_CLASSES, Encoding, draw_batch, thing_targets
-from omni.data.scenes import COLORS, SHAPES, Request, Scene, Thing, Want, sample_scene
+from omni.data.batches import IGNORED, THING_CLASSES, Encoding, draw_batch, talk_batch, thing_targets
+from omni.data.scenes import COLORS, SHAPES, Request, Scene, Thing, Want, describe, sample_scene
 from omni.losses import balanced, glyphs, next_token
 from omni.tokenizers.bytes import ByteTokenizer
 
@@ -41,6 +41,35 @@ def test_things_to_be_counted_are_all_the_first():
     named = thing_targets(scene, 8)[:, 0]
     assert set(named) == {0, 1}
     assert named.sum() >= len(scene.things)
+
+
+def test_a_description_names_them_one_by_one():
+    scene = sample_scene(1_000_003, "counting")
+    assert set(thing_targets(scene, 8, one_by_one=True)[:, 0]) == set(range(len(scene.things) + 1))
+
+
+def test_a_share_of_the_captions_is_in_full(words):
+    decode = ByteTokenizer().decode
+    for full in (0.0, 0.5, 1.0):
+        batch = draw_batch(3, 40, words, drop=0.0, full=full)
+        captions = [decode(row[mask].tolist()) for row, mask in zip(batch.input_ids, batch.mask, strict=True)]
+        whole = [", on " in caption for caption in captions]
+        assert abs(np.mean(whole) - full) < 0.25 * (0 < full < 1) + 1e-9
+        assert max(map(len, captions)) < 140
+
+
+def test_prompts_are_upsampled_in_a_share_of_the_talk(words):
+    decode = ByteTokenizer().decode
+    said = decode(talk_batch(2, 4, 420, words, upsample=1.0).input_ids.flatten().tolist())
+    asked = said.split("Describe in full: ")[1:]
+    assert len(asked) >= 8
+    scenes = [sample_scene(1_000_000 + 2 * 4096 + i) for i in range(len(asked) + 4)]
+    described = {(scene.caption, describe(scene)) for scene in scenes}
+    for turn in asked:
+        prompt, answer = turn.split("\nassistant\n")
+        answer = answer.split("\nuser")[0].strip()
+        assert answer == prompt or (prompt, answer) in described
+    assert "Describe" not in decode(talk_batch(2, 4, 420, words).input_ids.flatten().tolist())
 
 
 def test_classes_are_in_range_and_empty_captions_name_none_first(words):

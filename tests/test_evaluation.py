@@ -176,7 +176,7 @@ def painter(choose):
 
         def __call__(self, prompts, seed, **options):
             scenes = [sample_scene(s, category) for s, category in map(choose, prompts, seed)]
-            return Result([Image.fromarray(scene.image) for scene in scenes], torch.zeros(1), [])
+            return Result([Image.fromarray(scene.image) for scene in scenes], torch.zeros(1), [], list(prompts))
 
     return Painter
 

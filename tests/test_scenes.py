@@ -12,9 +12,11 @@ from omni.data.scenes import (
     COLORS,
     SHAPES,
     Request,
+    Scene,
     Thing,
     Want,
     check,
+    describe,
     detect,
     is_held_out,
     render,
@@ -94,6 +96,32 @@ def test_captions_are_short_ascii_and_say_what_is_requested():
             [request.background] if request.background else []
         )
         assert {word for word in words if word in ("small", "large")} == {w.size for w in request.wants} - {None}
+
+
+def test_descriptions_name_every_thing_and_its_place():
+    things = (Thing("ring", "red", "", 20.0, 39.0, 7.0), Thing("square", "blue", "", 44.0, 9.0, 12.0))
+    scene = Scene(render(things, "gray"), "", "two_objects", things, "gray", Request((Want("ring"), Want("square"))))
+    assert describe(scene) == "small red ring at c5, large blue square at f2, on gray"
+    larger = tuple(replace(t, x=2 * t.x, y=2 * t.y, radius=2 * t.radius) for t in things)
+    assert describe(replace(scene, image=render(larger, "gray", 128), things=larger)) == describe(scene)
+
+
+def test_descriptions_keep_what_was_asked():
+    for seed in range(300):
+        scene = sample_scene(seed)
+        *things, background = describe(scene).split(", ")
+        assert background == f"on {scene.background}"
+        wants = [want for want in scene.request.wants for _ in range(want.count)]
+        for text, want in zip(things, wants, strict=True):
+            size, color, shape, _, place = text.split()
+            assert shape == want.shape
+            assert want.color in (None, color)
+            assert want.size in (None, size)
+            assert place[0] in "abcdefgh"
+            assert place[1] in "12345678"
+        if scene.category == "counting":
+            places = [text.split()[-1] for text in things]
+            assert places == sorted(places, key=lambda place: (place[1], place[0]))
 
 
 def test_unnamed_backgrounds_are_white():

@@ -2,6 +2,9 @@
 
 from collections.abc import Callable
 
+UPSAMPLE = "Describe in full: {prompt}"
+"""What the reasoner of the shipped model is asked, so that it says all that a prompt for a picture leaves open."""
+
 
 def caption_ids(caption: str, special: dict, encode: Callable[[str], list[int]]) -> list[int]:
     """A prompt for pictures: ``<s> caption </s>``; the empty caption is the unconditional branch."""

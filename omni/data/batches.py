@@ -14,16 +14,18 @@ import torch
 from torch import Tensor
 
 from omni.data.documents import SIZES, Document, sample_document
-from omni.data.scenes import CATEGORIES, COLORS, SHAPES, Scene, coverage, sample_scene
+from omni.data.scenes import CATEGORIES, COLORS, FREE_RADIUS, SHAPES, Scene, coverage, describe, sample_scene
 from omni.data.text import sample_text
-from omni.tokenizers.prompts import caption_ids
+from omni.tokenizers.prompts import UPSAMPLE, caption_ids
 
 IGNORED = -100
 GLYPH_SLOTS = 2  # characters that a patch can name: one centred in its left half, one in its right half
 GLYPH_CLASSES = 96  # 0 is "no character", then printable ASCII from "!"
 CELL_SLOTS = 5  # characters centred within one token's square, in reading order
-THING_CLASSES = (1 + 2, 1 + len(SHAPES), 1 + len(COLORS))  # of a latent token: which thing, shape, colour; 0 is "none"
+# Of a latent token: which thing it shows, its shape and its colour; 0 is "none".
+THING_CLASSES = (1 + max(FREE_RADIUS), 1 + len(SHAPES), 1 + len(COLORS))
 THING_SHARE = 0.2  # of a square that a thing must cover to be what it shows
+FULL_ALREADY = 0.1  # of the prompts to be upsampled
 TRANSCRIBE = ("Read the page.", "What is written here?", "Transcribe the text.")
 
 
@@ -177,32 +179,43 @@ def answer_labels(ids: list[int], special: dict) -> tuple[list[int], list[int]]:
 
 
 def draw_batch(
-    seed: int, size: int, encoding: Encoding, drop: float = 0.1, mixture: dict[str, float] | None = None
+    seed: int,
+    size: int,
+    encoding: Encoding,
+    drop: float = 0.1,
+    mixture: dict[str, float] | None = None,
+    full: float = 0.0,
 ) -> DrawBatch:
     """``size`` scenes; a share ``drop`` of the captions is empty, which is what guidance compares with.
 
-    ``mixture`` weighs the categories of scenes, by default all alike.
+    ``mixture`` weighs the categories of scenes, by default all alike. A share ``full`` of the other captions leaves
+    nothing open.
     """
     rng = Random(f"draw {seed}")
     mixture = mixture or dict.fromkeys(CATEGORIES, 1.0)
     categories = Random(f"categories {seed}").choices(list(mixture), list(mixture.values()), k=size)
     scenes = [sample_scene(1_000_000 + seed * 4096 + i, category) for i, category in enumerate(categories)]
-    captions = ["" if rng.random() < drop else s.caption for s in scenes]
+    whole = [rng.random() < full for _ in scenes]
+    captions = [describe(s) if w else s.caption for s, w in zip(scenes, whole, strict=True)]
+    captions = ["" if rng.random() < drop else caption for caption in captions]
     rows = [caption_ids(caption, encoding.special, encoding.encode) for caption in captions]
     input_ids, _ = _pad([(r, r) for r in rows], encoding.special["pad"])
     mask = torch.arange(input_ids.shape[1]) < torch.tensor([[len(r)] for r in rows])
-    things = torch.from_numpy(np.stack([thing_targets(s, encoding.latent_pixels) for s in scenes]))
+    targets = [thing_targets(s, encoding.latent_pixels, one_by_one=w) for s, w in zip(scenes, whole, strict=True)]
+    things = torch.from_numpy(np.stack(targets))
     things[[not caption for caption in captions], :, 0] = IGNORED  # nothing was named first
     return DrawBatch(input_ids, mask, to_pixels([s.image for s in scenes]), things)
 
 
-def thing_targets(scene: Scene, side: int) -> np.ndarray:
+def thing_targets(scene: Scene, side: int, one_by_one: bool = False) -> np.ndarray:
     """(tokens, 3) classes of the thing that covers most of each square of ``side`` pixels, 0 where it is too little.
 
     The columns are which of the wanted things it is, in the caption's order, its shape and its colour, counted from 1.
+    A caption counts things of one kind as one; a description names them ``one_by_one``.
     """
     size = scene.image.shape[0]
     order = [i for i, want in enumerate(scene.request.wants, start=1) for _ in range(want.count)]
+    order = list(range(1, len(order) + 1)) if one_by_one else order
     most = np.full((size // side) ** 2, THING_SHARE)
     targets = np.zeros((len(most), 3), dtype=np.int64)
     for thing, named in zip(scene.things, order, strict=True):
@@ -218,15 +231,17 @@ def to_pixels(images: Sequence[np.ndarray]) -> Tensor:
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255
 
 
-def talk_batch(seed: int, size: int, width: int, encoding: Encoding) -> TalkBatch:
-    """``size`` rows of ``width`` tokens, each packed with as many dialogues as fit."""
-    rows, at = [], 1_000_000 + seed * 4096
+def talk_batch(seed: int, size: int, width: int, encoding: Encoding, upsample: float = 0.0) -> TalkBatch:
+    """``size`` rows of ``width`` tokens, each packed with as many dialogues as fit.
+
+    In a share ``upsample`` of them a prompt for a picture is written in full.
+    """
+    rows, at, rng = [], 1_000_000 + seed * 4096, Random(f"talk {seed}")
     for _ in range(size):
         ids, labels, segments = [], [], []
         while True:
-            more, said = answer_labels(
-                encoding.encode_chat(sample_text(at), add_generation_prompt=False), encoding.special
-            )
+            messages = upsampling(at, rng) if rng.random() < upsample else sample_text(at)
+            more, said = answer_labels(encoding.encode_chat(messages, add_generation_prompt=False), encoding.special)
             at += 1
             if len(ids) + len(more) > width:
                 break
@@ -237,6 +252,17 @@ def talk_batch(seed: int, size: int, width: int, encoding: Encoding) -> TalkBatc
         rows.append((ids + [encoding.special["pad"]] * spare, labels + [IGNORED] * spare, segments + [last] * spare))
     ids, labels, segments = (torch.tensor(column) for column in zip(*rows, strict=True))
     return TalkBatch(ids, labels, segments)
+
+
+def upsampling(seed: int, rng: Random) -> list[dict]:
+    """A prompt for a picture, and the picture in full; what is in full already stays as it is."""
+    scene = sample_scene(seed)
+    full = describe(scene)
+    prompt = full if rng.random() < FULL_ALREADY else scene.caption
+    return [
+        {"role": "user", "content": UPSAMPLE.format(prompt=prompt)},
+        {"role": "assistant", "content": full},
+    ]
 
 
 def _pad(rows: Sequence[tuple[list[int], list[int]]], pad: int) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,7 @@ vector from b to a goes at least half of its length to the left, so a diagonal m
 
 A caption and a machine-checkable `Request` are drawn together from a seed; the picture follows from
 the request. Whatever the caption leaves open (colour, size, place) is drawn freely, but an unnamed
-background is white.
+background is white. `describe` says in words what the picture chose: a prompt that leaves nothing open.
 
 With a seed of `TRAIN_SEEDS` no picture ever shows one of the held-out pairs of coloured shapes (about a tenth
 of them, `is_held_out`), so those measure composition, not memory.
@@ -42,10 +42,12 @@ BACKGROUNDS = {"white": (255, 255, 255), "black": (0, 0, 0), "gray": (128, 128, 
 RELATIONS = {"left": (-1, 0), "right": (1, 0), "above": (0, -1), "below": (0, 1)}
 MAX_CAPTION = 60
 CANVAS = 64
+CELLS = "abcdefgh"  # a description gives places as on a chess board: columns a to h, rows 1 to 8 from the top
 
 # Radii on the 64-pixel canvas. The gap between the two named sizes keeps the words unambiguous.
 SIZES = {"small": (6.0, 7.5), "large": (11.0, 13.0)}
 SIZE_LIMIT = 9.0  # a found radius below it is small, above it large
+MEDIUM = "medium"  # what a description calls the radii between them
 FREE_RADIUS = {1: (7.0, 12.5), 2: (6.5, 10.5), 3: (6.0, 8.5), 4: (6.0, 7.5)}  # by number of things
 # The farthest point of each shape from its centroid, and its area, for radius 1.
 REACH = {"circle": 1.0, "square": 1.25, "triangle": 1.3, "cross": 1.07, "ring": 1.0}
@@ -170,6 +172,26 @@ def sample_scene(seed: int, category: str | None = None, size: int = CANVAS) -> 
     return Scene(render(things, background, size), caption, category, things, background, request)
 
 
+def describe(scene: Scene) -> str:
+    """The scene in full, things in the caption's order: "small red circle at c5, large blue ring at f2, on white"."""
+    scale = scene.image.shape[0] / CANVAS
+    things = [
+        f"{_size_word(thing.radius / scale)} {thing.color} {thing.shape} at {_cell(thing.x / scale, thing.y / scale)}"
+        for thing in scene.things
+    ]
+    return ", ".join([*things, f"on {scene.background}"])
+
+
+def _size_word(radius: float) -> str:
+    return next((word for word, (low, high) in SIZES.items() if low <= radius <= high), MEDIUM)
+
+
+def _cell(x: float, y: float) -> str:
+    """Where a point of the 64-pixel canvas lies on a board of 8 x 8."""
+    side = CANVAS / len(CELLS)
+    return f"{CELLS[int(x / side)]}{int(y / side) + 1}"
+
+
 def is_held_out(request: Request) -> bool:
     """Whether the request names a pair of coloured shapes that training pictures never show."""
     if len(request.wants) != 2 or any(want.color is None for want in request.wants):
@@ -263,11 +285,18 @@ def _draw_things(rng: Random, request: Request, training: bool) -> list[Thing]:
         radii = [_draw_radius(rng, size, len(kinds), 0.97 ** (attempt // 8)) for _, _, size in kinds]
         places = _draw_places(rng, request.relation, [REACH[kind[0]] for kind in kinds], radii)
         if places:
-            return [
+            things = [
                 Thing(shape, color, size or "", x, y, radius)
                 for (shape, color, size), (x, y), radius in zip(kinds, places, radii, strict=True)
             ]
+            return _in_reading_order(things)
         attempt += 1
+
+
+def _in_reading_order(things: list[Thing]) -> list[Thing]:
+    """Things that are counted, top to bottom; those of different shapes keep the order of the caption."""
+    counted = len({thing.shape for thing in things}) == 1
+    return sorted(things, key=lambda thing: (int(8 * thing.y / CANVAS), thing.x)) if counted else things
 
 
 def _draw_kinds(rng: Random, wants: Iterable[Want]) -> list[tuple[str, str, str | None]]:

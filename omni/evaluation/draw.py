@@ -29,6 +29,7 @@ def run(
     shift: float | None = None,
     eta: float | None = None,
     solver: str = "euler",
+    upsample: bool | None = None,
 ) -> tuple[dict[str, Any], list[dict]]:
     """``count`` prompts, dealt out over the categories and new pairs; one picture each, drawn with the case's seed.
 
@@ -49,8 +50,10 @@ def run(
                 shift=shift,
                 eta=eta,
                 solver=solver,
+                upsample=upsample,
             )
-            samples += [{**case, "picture": np.asarray(p)} for case, p in zip(some, result.images, strict=True)]
+            made = zip(some, result.prompts, result.images, strict=True)
+            samples += [{**case, "drawn": text, "picture": np.asarray(picture)} for case, text, picture in made]
             advance(len(some))
     return _metrics(samples), [_judged(sample) for sample in samples]
 
@@ -94,7 +97,7 @@ def _judged(sample: dict[str, Any]) -> dict[str, Any]:
     """The sample in JSON types, with what the detector saw."""
     seen = detect(sample["picture"])
     shown = [f"{thing.color} {thing.shape} at {thing.x:.0f},{thing.y:.0f}" for thing in seen.things]
-    kept = {name: sample[name] for name in ("seed", "category", "prompt", "right", "shuffled")}
+    kept = {name: sample[name] for name in ("seed", "category", "prompt", "drawn", "right", "shuffled")}
     return {**kept, "asked": _words(sample["request"]), "seen": shown, "background": seen.background}
 
 

@@ -48,7 +48,14 @@ TINY = OmniConfig(
     latent=LatentConfig(patch_size=1, channels=24, image_size=64, position_offset=0, codec=CodecConfig(), max_grid=8),
     max_positions=4096,
     special_tokens={"bos": 1, "eos": [11, 2], "mask": 3, "pad": 21, "image": 14},
-    sampling={"image_steps": 30.0, "image_guidance": 3.0, "image_shift": 3.0, "image_eta": 1.0, "document_views": 4.0},
+    sampling={
+        "image_steps": 30.0,
+        "image_guidance": 3.0,
+        "image_shift": 3.0,
+        "image_eta": 1.0,
+        "image_upsample": 1.0,
+        "document_views": 4.0,
+    },
 )
 
 PRESETS = {"omni-tiny": TINY}

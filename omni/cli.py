@@ -139,6 +139,11 @@ def _ask_arguments(parser: Parser) -> None:
     parser.add_argument("--transcribe", action="store_true", help="print the text of the document instead")
     parser.add_argument("--max-new-tokens", type=whole(1, 4096), default=None, help="longest answer, in tokens")
     parser.add_argument("--views", type=whole(1, 8), help="looks at each page (default: the model's)")
+    parser.add_argument(
+        "--read-first",
+        action=argparse.BooleanOptionalAction,
+        help="transcribe each page before its questions (default: the model's)",
+    )
 
 
 def _ask(args: Arguments) -> Any:
@@ -155,7 +160,7 @@ def _ask(args: Arguments) -> Any:
         pages = reader.transcribe(args.file, page=args.page, **limits)
         _print(args, "\n\n".join(pages))
         return pages
-    answers = reader(args.file, args.questions, page=args.page, **limits)
+    answers = reader(args.file, args.questions, page=args.page, read_first=args.read_first, **limits)
     for answer in answers:
         _print(args, answer.text)
     return [{"question": q, **a.as_dict()} for q, a in zip(args.questions, answers, strict=True)]

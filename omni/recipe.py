@@ -45,7 +45,8 @@ class ReadPlan:
     size: int
     mixture: dict[str, float]
     questions: int = 4
-    bare: float = 0.0  # share of batches that only transcribe, without a chat around
+    bare: float = 0.0  # share of batches without a chat around
+    read_first: float = 0.0  # share of batches whose questions come after a transcription
     talk: bool = True  # False: only name the glyphs under each patch
     weight: float = 1.0
     cell_weight: float = 0.3  # of naming the characters within each token's square
@@ -55,6 +56,7 @@ class ReadPlan:
     def __post_init__(self) -> None:
         _check_counts(self, "size", "questions", "every")
         _check(self, "bare", 0, 1)
+        _check(self, "read_first", 0, 1)
         _check_mixture(self, "levels")
 
 

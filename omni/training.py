@@ -96,6 +96,7 @@ class Steps(IterableDataset):
             bare=look.random() < plan.bare,
             questions=plan.questions,
             talk=plan.talk,
+            read_first=look.random() < plan.read_first,
         )
 
     def _draw(self, seed: int, plan: DrawPlan) -> DrawBatch:

@@ -1,6 +1,7 @@
 """Questions about documents: a picture, a PDF, or a list of pages.
 
 page, and looks at it ──> prefix of the prompt (image and all text before the question), read once ──> cache
+(optional) the page read aloud from that cache ──> its text, added to the cache: answers are easier to find in it
 each question ──> copy of that cache ──> answer and its confidence
 many pages ──> the answer of the page that is surest of it
 """
@@ -16,14 +17,16 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
+from omni.cache import Cache
 from omni.decoders.autoregressive import Event, Row
 from omni.decoders.sampling import SamplingParams
 from omni.model import Omni
-from omni.pipelines.views import check_views, choose_rows, continued, default_views, read_views
+from omni.pipelines.views import check_views, choose_rows, continued, default_views, read_on, read_views
 from omni.tokenizers.image import open_document
 from omni.tokenizers.text import StreamDecoder
 
 TRANSCRIBE = "Read the page."
+READ_TOKENS = 512  # of a page that is read aloud before the questions
 QUESTIONS_AT_ONCE = 16  # each holds a copy of the page's cache
 PDF_PIXELS = 1536  # longest side of a rendered page, where the model takes that much
 
@@ -68,20 +71,25 @@ class DocumentQA:
         page: int | None = None,
         max_new_tokens: int = 48,
         views: int | None = None,
+        read_first: bool | None = None,
     ) -> Answer | list[Answer]:
         """Answer from the whole document, or from ``page`` (counted from 1) alone.
 
         ``document`` is a path, bytes, a picture, or a list of pictures. Every page is read once, however many
-        questions there are; ``views`` looks at it are answered together (:mod:`omni.pipelines.views`; default: the
-        checkpoint's own number). Raises ValueError for a bad document, page, question or number of views.
+        questions there are; ``views`` looks at it are answered together (:mod:`omni.pipelines.views`). With
+        ``read_first`` the model transcribes the page before the first question, and answers with its text before it.
+        Both are by default as the checkpoint asks for.
+
+        Raises ValueError for a bad document, page, question or number of views.
         """
         views = self._views(views)
+        read_first = reads_first(self.model) if read_first is None else read_first
         questions = [question] if isinstance(question, str) else list(question)
         if not questions or not all(isinstance(q, str) and q.strip() for q in questions):
             raise ValueError(f"a question must be a text that is not empty, not {question!r}")
         found: list[list[Answer]] = []
         for number, picture in self._pages(document, page):
-            found.append(self._answer(picture, number, questions, max_new_tokens, views))
+            found.append(self._answer(picture, number, questions, max_new_tokens, views, read_first))
         best = [max(answers, key=lambda a: a.confidence) for answers in zip(*found, strict=True)]
         return best[0] if isinstance(question, str) else best
 
@@ -110,13 +118,36 @@ class DocumentQA:
         return ((number, pages[number - 1]) for number in numbers)
 
     @torch.inference_mode()
-    def _answer(self, page: Image.Image, number: int, questions: list[str], limit: int, views: int) -> list[Answer]:
+    def _answer(
+        self,
+        page: Image.Image,
+        number: int,
+        questions: list[str],
+        limit: int,
+        views: int,
+        read_first: bool = False,
+    ) -> list[Answer]:
         """Answers to all questions from one page."""
-        prompts = [self._prompt(page, question) for question in questions]
-        self._check_room(max(len(ids) for ids, _ in prompts), limit)
-        shared = _common_prefix([ids for ids, _ in prompts])
-        cache = read_views(self.model, prompts[0][0][:shared], prompts[0][1], views)
-        endings = [ids[shared:] for ids, _ in prompts]
+        cache, read, text = None, [], None
+        if read_first:
+            opening, pixels = self.prompt(page, TRANSCRIBE)
+            self._check_room(len(opening), 1)
+            most = min(READ_TOKENS, self.model.config.max_positions - len(opening))
+            read = opening[:-1]
+            cache = read_views(self.model, read, pixels, views)
+            text = self._continue(cache, [opening[-1:]], number, most, views)[0].text
+        prompts = [self.prompt(page, question, text) for question in questions]
+        rows, pixels = [ids for ids, _ in prompts], prompts[0][1]
+        self._check_room(max(map(len, rows)), limit)
+        shared = _common_prefix(rows)
+        if cache is not None and rows[0][: len(read)] == read and len(read) < shared:
+            read_on(self.model, cache, rows[0][len(read) : shared])
+        else:
+            cache = read_views(self.model, rows[0][:shared], pixels, views)
+        return self._continue(cache, [ids[shared:] for ids in rows], number, limit, views)
+
+    def _continue(self, cache: Cache, endings: list[list[int]], number: int, limit: int, views: int) -> list[Answer]:
+        """An answer to each ending of the prompt that begins with what ``cache`` holds."""
         answers = []
         for start in range(0, len(endings), QUESTIONS_AT_ONCE):
             some = endings[start : start + QUESTIONS_AT_ONCE]
@@ -125,9 +156,14 @@ class DocumentQA:
             answers += [_answer(events, number) for events in said]
         return answers
 
-    def _prompt(self, page: Image.Image, question: str) -> tuple[list[int], tuple[Tensor, ...]]:
-        content = [{"type": "image", "image": page}, {"type": "text", "text": question}]
-        inputs = self.model.prepare([{"role": "user", "content": content}], thinking=False)
+    def prompt(self, page: Image.Image, question: str, text: str | None = None) -> tuple[list[int], tuple[Tensor, ...]]:
+        """Ids and pixels of a question about ``page``, which has been read aloud as ``text`` before."""
+        asked = [TRANSCRIBE, question] if text is not None else [question]
+        contents = [[{"type": "image", "image": page}, {"type": "text", "text": asked[0]}], *asked[1:]]
+        messages = [{"role": "user", "content": content} for content in contents]
+        if text is not None:
+            messages.insert(1, {"role": "assistant", "content": text})
+        inputs = self.model.prepare(messages, thinking=False)
         return inputs.input_ids[0].tolist(), inputs.pixels
 
     def _check_room(self, prompt: int, limit: int) -> None:
@@ -142,6 +178,11 @@ class DocumentQA:
         """A greedy answer of at most ``limit`` tokens, for the next-token loop."""
         decoder = StreamDecoder(self.model.tokenizer)
         return Row(SamplingParams(temperature=0, logprobs=0), decoder, limit, eos=self.ends)
+
+
+def reads_first(model: Omni) -> bool:
+    """Whether the checkpoint asks for pages to be read aloud before their questions."""
+    return bool(model.config.sampling.get("document_read_first", False))
 
 
 def _answer(events: list[Event], page: int) -> Answer:

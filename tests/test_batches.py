@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from omni.data.batches import IGNORED, THING_CLASSES, Encoding, draw_batch, talk_batch, thing_targets
+from omni.data.batches import IGNORED, THING_CLASSES, Encoding, draw_batch, read_batch, talk_batch, thing_targets
+from omni.data.documents import sample_document
 from omni.data.scenes import COLORS, SHAPES, Request, Scene, Thing, Want, describe, sample_scene
 from omni.losses import balanced, glyphs, next_token
 from omni.tokenizers.bytes import ByteTokenizer
@@ -70,6 +71,25 @@ def test_prompts_are_upsampled_in_a_share_of_the_talk(words):
         answer = answer.split("\nuser")[0].strip()
         assert answer == prompt or (prompt, answer) in described
     assert "Describe" not in decode(talk_batch(2, 4, 420, words).input_ids.flatten().tolist())
+
+
+@pytest.mark.parametrize("bare", [False, True])
+def test_questions_come_after_a_transcription_that_is_mostly_given(words, bare):
+    decode = ByteTokenizer().decode
+    batch = read_batch(4, 12, "page", words, bare=bare, read_first=True)
+    plain = read_batch(4, 12, "page", words, bare=bare)
+    assert torch.equal(batch.pixels, plain.pixels)
+    size, seed = tuple(batch.pixels.shape[-2:]), 1_000_000 + 4 * 4096
+    documents = [sample_document(seed + i, "page", size) for i in range(len(batch.pixels))]
+    said = 0
+    for row, labels, document in zip(batch.input_ids, batch.labels, documents, strict=True):
+        shown, learned = decode(row.tolist()), decode(labels[labels != IGNORED].tolist())
+        assert document.text in shown
+        assert all(shown.index(document.text) < shown.index(q) for q, _ in document.qa if q in shown)
+        said += learned.startswith(document.text)
+        answers = learned.removeprefix(document.text)
+        assert 0 < len(answers) < len(shown) - len(document.text)
+    assert 0 < said < 8
 
 
 def test_classes_are_in_range_and_empty_captions_name_none_first(words):

@@ -12,7 +12,7 @@ from omni.data.documents import sample_document
 from omni.families.tiny import TINY
 from omni.inputs import Inputs
 from omni.model import Omni
-from omni.pipelines.documents import QUESTIONS_AT_ONCE, Answer, DocumentQA, _common_prefix
+from omni.pipelines.documents import QUESTIONS_AT_ONCE, TRANSCRIBE, Answer, DocumentQA, _common_prefix
 from omni.pipelines.views import looks
 from omni.tokenizers.bytes import ByteTokenizer
 
@@ -33,10 +33,15 @@ def page(seed: int = 3) -> Image.Image:
     return Image.fromarray(sample_document(seed, "lines").image)
 
 
-def greedy(reader: DocumentQA, picture: Image.Image, question: str, steps: int) -> tuple[list[int], float]:
+def greedy(
+    reader: DocumentQA, picture: Image.Image, question: str, steps: int, text: str | None = None
+) -> tuple[list[int], float]:
     """The answer's tokens by reading everything again at every step; and the mean log-probability."""
-    content = [{"type": "image", "image": picture}, {"type": "text", "text": question}]
-    inputs = reader.model.prepare([{"role": "user", "content": content}])
+    asked = [question] if text is None else [TRANSCRIBE, question]
+    messages = [{"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": asked[0]}]}]
+    if text is not None:
+        messages += [{"role": "assistant", "content": text}, {"role": "user", "content": question}]
+    inputs = reader.model.prepare(messages)
     ids, scores, ends = inputs.input_ids, [], reader.ends
     start = ids.shape[1]
     with torch.inference_mode():
@@ -93,11 +98,42 @@ def test_end_token_ends_the_answer(reader, monkeypatch):
     assert cut.text == reader.model.tokenizer.decode(tokens[:first]).strip()
 
 
+def test_a_page_read_aloud_stands_before_its_questions(reader, monkeypatch):
+    monkeypatch.setattr("omni.pipelines.documents.READ_TOKENS", 9)
+    seen = []
+    see = type(reader.model).see
+    monkeypatch.setattr(type(reader.model), "see", lambda self, pixels: seen.append(len(pixels)) or see(self, pixels))
+    answers = reader(page(), QUESTIONS, max_new_tokens=6, read_first=True)
+    assert seen == [1]
+    text = reader.transcribe(page(), max_new_tokens=9)[0]
+    for question, answer in zip(QUESTIONS, answers, strict=True):
+        tokens, mean = greedy(reader, page(), question, 6, text)
+        assert answer.text == reader.model.tokenizer.decode([t for t in tokens if t not in reader.ends]).strip()
+        assert answer.confidence == pytest.approx(math.exp(mean), rel=1e-3)
+    assert [a.confidence for a in answers] != [a.confidence for a in reader(page(), QUESTIONS, max_new_tokens=6)]
+
+
+def test_a_page_without_text_can_be_read_first(reader, monkeypatch):
+    monkeypatch.setattr(reader, "ends", frozenset(range(320)))  # every answer ends before it has begun
+    assert reader(page(), QUESTIONS[0], read_first=True).text == ""
+
+
+def test_the_checkpoint_says_whether_pages_are_read_first(reader, monkeypatch):
+    monkeypatch.setattr("omni.pipelines.documents.READ_TOKENS", 3)
+    asked = []
+    prompt = DocumentQA.prompt
+    monkeypatch.setattr(DocumentQA, "prompt", lambda self, *a: asked.append(a[1]) or prompt(self, *a))
+    monkeypatch.setitem(reader.model.config.sampling, "document_read_first", 1.0)
+    reader(page(), QUESTIONS[0], max_new_tokens=1)
+    reader(page(), QUESTIONS[0], max_new_tokens=1, read_first=False)
+    assert asked == [TRANSCRIBE, QUESTIONS[0], QUESTIONS[0]]
+
+
 def test_several_views_answer_with_their_mean(reader):
     """Token by token against every look read on its own, all again at each step."""
     answers = reader(page(), QUESTIONS, max_new_tokens=5, views=3)
     for question, answer in zip(QUESTIONS, answers, strict=True):
-        ids, (pixels,) = reader._prompt(page(), question)
+        ids, (pixels,) = reader.prompt(page(), question)
         rows = [(torch.tensor([ids]), look) for look in looks(pixels, 3, reader.model.config.vision.token_pixels)]
         said, total = [], 0.0
         while len(said) < 5 and (not said or said[-1] not in reader.ends):

@@ -38,15 +38,20 @@ def short(monkeypatch):
 # -- documents -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("views", [1.0, 3.0])
-def test_pages_read_together_get_the_answers_they_get_alone(model, monkeypatch, views):
+@pytest.mark.parametrize(("views", "read_first"), [(1.0, False), (3.0, False), (2.0, True)])
+def test_pages_read_together_get_the_answers_they_get_alone(model, monkeypatch, views, read_first):
     monkeypatch.setitem(model.config.sampling, "document_views", views)
+    monkeypatch.setattr(reading, "READ_TOKENS", 5)
+    monkeypatch.setattr("omni.pipelines.documents.READ_TOKENS", 5)
     monkeypatch.setattr(reading, "PAGES_AT_ONCE", 2)
     pages = [sample_document(s, "lines", size) for s, size in enumerate([(48, 160), (48, 112), (48, 160), (48, 160)])]
     pictures = [Image.fromarray(page.image) for page in pages]
     questions = [["What is it?", "Who signed?"], ["How much is the bread?"], ["What is the date?"], ["Why?"] * 3]
-    together = reading.answer_pages(model, [*pictures, None], [*questions, ["x"]], 6)
-    alone = [DocumentQA(model)(p, q, max_new_tokens=6) for p, q in zip(pictures, questions, strict=True)]
+    together = reading.answer_pages(model, [*pictures, None], [*questions, ["x"]], 6, read_first=read_first)
+    alone = [
+        DocumentQA(model)(p, q, max_new_tokens=6, read_first=read_first)
+        for p, q in zip(pictures, questions, strict=True)
+    ]
     assert together == [[a.text for a in answers] for answers in alone] + [None]
     assert together[0] != together[2][:2]
 
@@ -57,7 +62,7 @@ def known_pages() -> dict[bytes, dict[str, str]]:
     return {page.image.tobytes(): {**dict(page.qa), "Read the page.": page.text} for page in pages}
 
 
-def perfect_reader(model, pictures, questions, limit, label=""):
+def perfect_reader(model, pictures, questions, limit, label="", read_first=False):
     """Answers from the page that is shown, by looking its pixels up; says nothing to an unknown page."""
     known, answers = known_pages(), []
     for picture, asked in zip(pictures, questions, strict=True):
@@ -79,7 +84,7 @@ def test_perfect_answers_score_one_and_controls_do_not(model, monkeypatch):
 
 
 def test_wrong_answers_score_by_their_distance(model, monkeypatch):
-    def almost(model, pictures, questions, limit, label=""):
+    def almost(model, pictures, questions, limit, label="", read_first=False):
         right = perfect_reader(model, pictures, questions, limit)
         return [None if a is None else [text + "~" for text in a] for a in right]
 

@@ -26,6 +26,7 @@ CELL_SLOTS = 5  # characters centred within one token's square, in reading order
 THING_CLASSES = (1 + max(FREE_RADIUS), 1 + len(SHAPES), 1 + len(COLORS))
 THING_SHARE = 0.2  # of a square that a thing must cover to be what it shows
 FULL_ALREADY = 0.1  # of the prompts to be upsampled
+READ_SHARE = 0.25  # of the pages that are read aloud: alone, or as part of what comes before the questions
 TRANSCRIBE = ("Read the page.", "What is written here?", "Transcribe the text.")
 
 
@@ -110,10 +111,12 @@ def read_batch(
     questions: int = 4,
     talk: bool = True,
     bare: bool = False,
+    read_first: bool = False,
 ) -> ReadBatch:
     """``size`` documents of one level and ``shape`` (height, width); fewer for larger images.
 
     Small images come in larger batches, so that every batch costs about the same: ``size`` counts pages of 160 x 160.
+    With ``read_first`` the questions come after a transcription, in which their answers can be looked up.
     """
     rng = Random(f"read {seed}")
     base = 1_000_000 + seed * 4096
@@ -128,38 +131,57 @@ def read_batch(
         return ReadBatch(pixels, glyphs, cells, None, None)
     tokens = shape[0] * shape[1] // encoding.token_pixels**2
     rows = [
-        _bare(d, rng, tokens, encoding) if bare else _conversation(d, rng, tokens, encoding, questions)
+        _bare(d, rng, tokens, encoding, read_first)
+        if bare
+        else _conversation(d, rng, tokens, encoding, questions, read_first)
         for d in documents
     ]
     input_ids, labels = _pad(rows, encoding.special["pad"])
     return ReadBatch(pixels, glyphs, cells, input_ids, labels)
 
 
-def _bare(document: Document, rng: Random, image_tokens: int, encoding: Encoding) -> tuple[list[int], list[int]]:
-    """The picture, then its transcription or its questions, without a chat around them: half the tokens."""
+def _bare(
+    document: Document, rng: Random, image_tokens: int, encoding: Encoding, read_first: bool
+) -> tuple[list[int], list[int]]:
+    """The picture, then its transcription, its questions or both, without a chat around them: half the tokens."""
     special = encoding.special
     ids = [special["image"]] * image_tokens
     labels = [IGNORED] * image_tokens
-    ask = document.qa and rng.random() < 0.75
-    for question, answer in rng.sample(document.qa, len(document.qa)) if ask else [("", document.text)]:
+    ask = document.qa and (read_first or rng.random() >= READ_SHARE)
+    turns = rng.sample(document.qa, len(document.qa)) if ask else []
+    turns = turns if turns and not read_first else [("", document.text), *turns]
+    for question, answer in turns:
         asked = [*encoding.encode(question), special["end_think"]]
         said = [*encoding.encode(answer), special["eos"][0]]
         ids, labels = ids + asked + said, labels + [IGNORED] * len(asked) + said
-    return ids, labels
+    return ids, _given(labels, rng, encoding) if read_first else labels
+
+
+def _given(labels: list[int], rng: Random, encoding: Encoding) -> list[int]:
+    """The labels, mostly without those of the transcription: it has many more than the answers, which are the point."""
+    if rng.random() < READ_SHARE:
+        return labels
+    end = labels.index(encoding.special["eos"][0]) + 1
+    return [IGNORED] * end + labels[end:]
 
 
 def _conversation(
-    document: Document, rng: Random, image_tokens: int, encoding: Encoding, questions: int
+    document: Document, rng: Random, image_tokens: int, encoding: Encoding, questions: int, read_first: bool
 ) -> tuple[list[int], list[int]]:
-    """Ids and labels of one document's turns: some questions in random order, or a transcription."""
+    """Ids and labels of one document's turns: some questions in random order, a transcription, or this before those."""
     asked = rng.sample(document.qa, min(questions, len(document.qa)))
-    if not asked or rng.random() < 0.25:
-        asked = [(rng.choice(TRANSCRIBE), document.text)]
+    transcription = (rng.choice(TRANSCRIBE), document.text)
+    if read_first:
+        asked = [transcription, *asked]
+    elif not asked or rng.random() < READ_SHARE:
+        asked = [transcription]
     messages = []
     for question, answer in asked:
         content = question if messages else [{"type": "image", "image": None}, {"type": "text", "text": question}]
         messages += [{"role": "user", "content": content}, {"role": "assistant", "content": answer}]
     ids, labels = answer_labels(encoding.encode_chat(messages, add_generation_prompt=False), encoding.special)
+    if read_first:
+        labels = _given(labels, rng, encoding)
     at = ids.index(encoding.special["image"])
     run = [encoding.special["image"]] * image_tokens
     return ids[:at] + run + ids[at + 1 :], labels[:at] + [IGNORED] * image_tokens + labels[at + 1 :]

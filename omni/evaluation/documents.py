@@ -18,7 +18,7 @@ from omni.data.documents import LEVELS, Document, sample_document
 from omni.evaluation.report import averages, grouped, held_out, progress
 from omni.metrics import anls, character_accuracy, exact_match
 from omni.model import Omni
-from omni.pipelines.documents import TRANSCRIBE, DocumentQA
+from omni.pipelines.documents import READ_TOKENS, TRANSCRIBE, DocumentQA, reads_first
 from omni.pipelines.views import choose_rows, continued, default_views, read_views
 from omni.tokenizers.image import border_colour
 
@@ -32,9 +32,17 @@ CONTROLLED = 60  # pages that the controls are shown for
 
 
 def run(
-    model: Omni, count: int, seed: int, data: Path | None = None, questions: int = 3, transcribed: int | None = None
+    model: Omni,
+    count: int,
+    seed: int,
+    data: Path | None = None,
+    questions: int = 3,
+    transcribed: int | None = None,
+    read_first: bool | None = None,
 ) -> tuple[dict[str, Any], list[dict]]:
     """``count`` pages with ``questions`` each; ``transcribed`` pieces of every level are read aloud (default: a fifth).
+
+    ``read_first``: whether pages are transcribed before their questions (default: as the checkpoint asks for).
 
     Metrics: ANLS and exact match of the answers; the same, for the first pages, with a blank page and with another page
     of the same size in its place; character accuracy of the transcription.
@@ -47,7 +55,7 @@ def run(
     seeds = list(held_out(seed, count))
     pages = [sample_document(s) for s in seeds]
     asked = [Random(s).sample(page.qa, min(questions, len(page.qa))) for s, page in zip(seeds, pages, strict=True)]
-    samples = _ask(model, seeds, pages, asked)
+    samples = _ask(model, seeds, pages, asked, reads_first(model) if read_first is None else read_first)
     metrics = averages(samples, [*SCORES, *(f"{c}_anls" for c in CONTROLS)])
     transcripts = _transcribe(model, seed, max(1, count // 5) if transcribed is None else transcribed)
     levels = grouped(transcripts, "level", ["character_accuracy"])
@@ -60,13 +68,18 @@ def run(
 # -- held-out pages --------------------------------------------------------------------------------------------------
 
 
-def _ask(model: Omni, seeds: list[int], pages: list[Document], asked: list[list[tuple[str, str]]]) -> list[dict]:
+def _ask(
+    model: Omni, seeds: list[int], pages: list[Document], asked: list[list[tuple[str, str]]], read_first: bool
+) -> list[dict]:
     """One sample a question, with the answers to the page and to the two controls."""
     pictures = [Image.fromarray(page.image) for page in pages]
     questions = [[question for question, _ in some] for some in asked]
     first, rest = pictures[:CONTROLLED], [None] * len(pictures[CONTROLLED:])
     shown = {"": pictures, "blank": [*map(blank, first), *rest], "shuffled": [*shuffled(first), *rest]}
-    said = {name: answer_pages(model, some, questions, ANSWER, f"pages {name}".strip()) for name, some in shown.items()}
+    said = {
+        name: answer_pages(model, some, questions, ANSWER, f"pages {name}".strip(), read_first)
+        for name, some in shown.items()
+    }
     samples = []
     for i, page in enumerate(pages):
         for j, (question, answer) in enumerate(asked[i]):
@@ -132,41 +145,49 @@ def answer_pages(
     questions: Sequence[Sequence[str]],
     limit: int,
     label: str = "pages",
+    read_first: bool = False,
 ) -> list[list[str] | None]:
     """Greedy answers to each page's questions: what ``DocumentQA`` answers, with pages of one size read together.
 
-    Each page is read once; its questions continue copies of its cache. None stays None.
+    Each page's questions continue copies of its cache. None stays None.
     """
     answers: list[list[str] | None] = [None] * len(pictures)
     with progress(label, sum(picture is not None for picture in pictures)) as advance:
         for members in _by_size(pictures):
             for start in range(0, len(members), PAGES_AT_ONCE):
                 some = members[start : start + PAGES_AT_ONCE]
-                found = _answer_batch(model, [pictures[i] for i in some], [questions[i] for i in some], limit)
-                for i, texts in zip(some, found, strict=True):
-                    answers[i] = texts
+                pages, texts = [pictures[i] for i in some], None
+                if read_first:
+                    aloud = _answer_batch(model, pages, [[TRANSCRIBE]] * len(pages), READ_TOKENS)
+                    texts = [text for (text,) in aloud]
+                found = _answer_batch(model, pages, [questions[i] for i in some], limit, texts)
+                for i, said in zip(some, found, strict=True):
+                    answers[i] = said
                 advance(len(some))
     return answers
 
 
 def _answer_batch(
-    model: Omni, pictures: list[Image.Image], questions: list[Sequence[str]], limit: int
+    model: Omni,
+    pictures: list[Image.Image],
+    questions: list[Sequence[str]],
+    limit: int,
+    texts: list[str] | None = None,
 ) -> list[list[str]]:
-    prompts, pixels, owners = [], [], []
+    """Answers to the questions about each page, which has been read aloud as its text before."""
+    reader, prompts, pixels, owners = DocumentQA(model), [], [], []
     for i, (picture, some) in enumerate(zip(pictures, questions, strict=True)):
         for question in some:
-            content = [{"type": "image", "image": picture}, {"type": "text", "text": question}]
-            inputs = model.prepare([{"role": "user", "content": content}], thinking=False)
-            prompts.append(inputs.input_ids[0].tolist())
+            ids, page = reader.prompt(picture, question, texts[i] if texts else None)
+            prompts.append(ids)
             owners.append(i)
-        pixels += inputs.pixels
+        pixels += page
     shared, views = _common(prompts, model.config.special_tokens["image"]), default_views(model)
     cache = choose_rows(read_views(model, prompts[0][:shared], pixels, views), owners, views)
-    reader = DocumentQA(model)
     rows = [reader.row(limit) for _ in prompts]
     said = continued(model, cache, [prompt[shared:] for prompt in prompts], rows, views)
-    texts = ["".join(event.text for event in events).strip() for events in said]
-    return [[text for text, owner in zip(texts, owners, strict=True) if owner == i] for i in range(len(pictures))]
+    answers = ["".join(event.text for event in events).strip() for events in said]
+    return [[answer for answer, owner in zip(answers, owners, strict=True) if owner == i] for i in range(len(pictures))]
 
 
 def _common(prompts: list[list[int]], image: int) -> int:

@@ -55,6 +55,7 @@ TINY = OmniConfig(
         "image_eta": 1.0,
         "image_upsample": 1.0,
         "document_views": 4.0,
+        "document_read_first": 1.0,
     },
 )
 

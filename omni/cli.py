@@ -283,14 +283,7 @@ def _train_arguments(parser: Parser) -> None:
 
 
 def _train(args: Arguments) -> Any:
-    import yaml
-
-    overrides = {"seed": args.seed} if args.seed else {}
-    for item in args.overrides:
-        name, equals, value = item.partition("=")
-        if not (equals and name):
-            raise UsageError(f"{item!r} is not KEY=VALUE")
-        overrides[name] = yaml.safe_load(value)
+    overrides = ({"seed": args.seed} if args.seed else {}) | _assigned(args.overrides)
     from omni.recipe import load_recipe
 
     load_recipe(args.recipe, args.preset, overrides)  # a bad recipe is refused before anything heavy is imported
@@ -308,11 +301,28 @@ def _train(args: Arguments) -> Any:
     return {"model": str(folder)}
 
 
+def _assigned(items: list[str]) -> dict[str, Any]:
+    """The values of KEY=VALUE arguments, read as YAML."""
+    import yaml
+
+    values = {}
+    for item in items:
+        name, equals, value = item.partition("=")
+        if not (equals and name):
+            raise UsageError(f"{item!r} is not KEY=VALUE")
+        try:
+            values[name] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise UsageError(f"{item!r}: {value!r} is not a value in YAML") from None
+    return values
+
+
 # -- eval, bench, info, convert ----------------------------------------------------------------------------
 
 
 def _eval_arguments(parser: Parser) -> None:
     parser.add_argument("task", metavar="TASK", help="a task's name; `omni eval list` shows them")
+    parser.add_argument("options", metavar="KEY=VALUE", nargs="*", help="the task's own, such as upsample=false")
     parser.add_argument("--data", type=Path, metavar="FILE", help="own cases, one JSON object a line")
     parser.add_argument("--count", type=whole(1, 100_000), default=200, help="cases (default: 200)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the report with every case as JSON")
@@ -322,13 +332,18 @@ def _eval(args: Arguments) -> Any:
     from omni.evaluation import TASKS, evaluate, table
 
     if args.task == "list":
-        _print(args, "\n".join(f"{name:<12}{task.summary}" for name, task in TASKS.items()))
+        rows = [f"{name:<12}{task.summary}\n{'':<12}options: {', '.join(task.options)}" for name, task in TASKS.items()]
+        _print(args, "\n".join(rows))
         return {name: task.summary for name, task in TASKS.items()}
     if args.task not in TASKS:
         raise UsageError(f"unknown task {args.task!r}; known: {', '.join(TASKS)}")
     if args.data is not None and not TASKS[args.task].takes_data:
         raise UsageError(f"the task {args.task!r} draws its own cases; it takes no --data")
-    report = evaluate(args.task, _load(args), count=args.count, seed=args.seed, data=args.data)
+    options = _assigned(args.options)
+    unknown = sorted(set(options) - set(TASKS[args.task].options))
+    if unknown:
+        raise UsageError(f"{args.task} has no options {unknown}; it has {', '.join(TASKS[args.task].options)}")
+    report = evaluate(args.task, _load(args), count=args.count, seed=args.seed, data=args.data, **options)
     if args.out is not None:
         report.save(args.out)
     _print(args, table(report))

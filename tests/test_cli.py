@@ -86,6 +86,9 @@ def test_every_command_has_the_common_options(capsys, name):
         ["bench"],
         ["bench", "poetry"],
         ["eval", "draw", "--data", "cases.jsonl"],
+        ["eval", "draw", "stepz=3"],
+        ["eval", "draw", "steps"],
+        ["eval", "draw", "steps=["],
         ["info", "tiny", "--context", "0"],
         ["convert", "only-one"],
     ],
@@ -233,12 +236,15 @@ def test_info_needs_no_weights(capsys):
 def test_eval_lists_its_tasks_and_reports(capsys, loaded, tmp_path):
     code, out, _ = run(capsys, "eval", "list")
     assert code == 0
-    assert [line.split()[0] for line in out.splitlines()] == ["documents", "draw", "text"]
+    assert [line.split()[0] for line in out.splitlines()[::2]] == ["documents", "draw", "text"]
+    assert "options: steps, guidance, shift, eta, solver, upsample" in out
     path = tmp_path / "report.json"
     code, out, _ = run(capsys, "eval", "draw", "--count", "1", "--out", path, "--json")
     assert code == 0
     assert json.loads(out)["task"] == "draw"
     assert json.loads(path.read_text()) == json.loads(out)
+    code, out, _ = run(capsys, "eval", "draw", "upsample=false", "steps=2", "--count", "1", "--json")
+    assert json.loads(out)["settings"] == {"count": 1, "seed": 0, "upsample": False, "steps": 2}
 
 
 def test_convert_rewrites_a_folder(capsys, random_tiny, tmp_path):

@@ -62,7 +62,7 @@ def known_pages() -> dict[bytes, dict[str, str]]:
     return {page.image.tobytes(): {**dict(page.qa), "Read the page.": page.text} for page in pages}
 
 
-def perfect_reader(model, pictures, questions, limit, label="", read_first=False):
+def perfect_reader(model, pictures, questions, limit, label="", **how):
     """Answers from the page that is shown, by looking its pixels up; says nothing to an unknown page."""
     known, answers = known_pages(), []
     for picture, asked in zip(pictures, questions, strict=True):
@@ -84,7 +84,7 @@ def test_perfect_answers_score_one_and_controls_do_not(model, monkeypatch):
 
 
 def test_wrong_answers_score_by_their_distance(model, monkeypatch):
-    def almost(model, pictures, questions, limit, label="", read_first=False):
+    def almost(model, pictures, questions, limit, label="", **how):
         right = perfect_reader(model, pictures, questions, limit)
         return [None if a is None else [text + "~" for text in a] for a in right]
 

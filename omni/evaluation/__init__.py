@@ -8,6 +8,7 @@
 """
 
 import difflib
+import inspect
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,6 +29,12 @@ class Task:
     summary: str
     run: Callable[..., tuple[dict[str, Any], list[dict]]]
     takes_data: bool = False
+
+    @property
+    def options(self) -> list[str]:
+        """Names of the options that are the task's own."""
+        shared = ("model", "count", "seed", "data")
+        return [name for name in inspect.signature(self.run).parameters if name not in shared]
 
 
 TASKS = {

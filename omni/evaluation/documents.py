@@ -19,7 +19,7 @@ from omni.evaluation.report import averages, grouped, held_out, progress
 from omni.metrics import anls, character_accuracy, exact_match
 from omni.model import Omni
 from omni.pipelines.documents import READ_TOKENS, TRANSCRIBE, DocumentQA, reads_first
-from omni.pipelines.views import choose_rows, continued, default_views, read_views
+from omni.pipelines.views import check_views, choose_rows, continued, default_views, read_views
 from omni.tokenizers.image import border_colour
 
 PAGES_AT_ONCE = 32  # pages of one size that are read together
@@ -39,25 +39,30 @@ def run(
     questions: int = 3,
     transcribed: int | None = None,
     read_first: bool | None = None,
+    views: int | None = None,
 ) -> tuple[dict[str, Any], list[dict]]:
     """``count`` pages with ``questions`` each; ``transcribed`` pieces of every level are read aloud (default: a fifth).
 
-    ``read_first``: whether pages are transcribed before their questions (default: as the checkpoint asks for).
+    ``read_first``: whether pages are transcribed before their questions; ``views``: looks at each page. Both are by
+    default as the checkpoint asks for.
 
     Metrics: ANLS and exact match of the answers; the same, for the first pages, with a blank page and with another page
     of the same size in its place; character accuracy of the transcription.
     """
     reader = DocumentQA(model)
+    if views is not None:
+        check_views(views)
+    how = {"views": views, "read_first": reads_first(model) if read_first is None else read_first}
     if data is not None:
-        return _own(reader, data, count)
+        return _own(reader, data, count, how)
     if questions < 1:
         raise ValueError(f"questions is {questions}; it must be at least 1")
     seeds = list(held_out(seed, count))
     pages = [sample_document(s) for s in seeds]
     asked = [Random(s).sample(page.qa, min(questions, len(page.qa))) for s, page in zip(seeds, pages, strict=True)]
-    samples = _ask(model, seeds, pages, asked, reads_first(model) if read_first is None else read_first)
+    samples = _ask(model, seeds, pages, asked, how)
     metrics = averages(samples, [*SCORES, *(f"{c}_anls" for c in CONTROLS)])
-    transcripts = _transcribe(model, seed, max(1, count // 5) if transcribed is None else transcribed)
+    transcripts = _transcribe(model, seed, max(1, count // 5) if transcribed is None else transcribed, views)
     levels = grouped(transcripts, "level", ["character_accuracy"])
     metrics |= {"character_accuracy": levels.get("page", {}).get("character_accuracy")}
     groups = grouped(samples, "kind", [*SCORES, *(f"{c}_anls" for c in CONTROLS)])
@@ -69,7 +74,7 @@ def run(
 
 
 def _ask(
-    model: Omni, seeds: list[int], pages: list[Document], asked: list[list[tuple[str, str]]], read_first: bool
+    model: Omni, seeds: list[int], pages: list[Document], asked: list[list[tuple[str, str]]], how: dict[str, Any]
 ) -> list[dict]:
     """One sample a question, with the answers to the page and to the two controls."""
     pictures = [Image.fromarray(page.image) for page in pages]
@@ -77,7 +82,7 @@ def _ask(
     first, rest = pictures[:CONTROLLED], [None] * len(pictures[CONTROLLED:])
     shown = {"": pictures, "blank": [*map(blank, first), *rest], "shuffled": [*shuffled(first), *rest]}
     said = {
-        name: answer_pages(model, some, questions, ANSWER, f"pages {name}".strip(), read_first)
+        name: answer_pages(model, some, questions, ANSWER, f"pages {name}".strip(), **how)
         for name, some in shown.items()
     }
     samples = []
@@ -121,13 +126,14 @@ def _by_size(pictures: Sequence[Image.Image | None]) -> list[list[int]]:
     return list(sizes.values())
 
 
-def _transcribe(model: Omni, seed: int, count: int) -> list[dict]:
+def _transcribe(model: Omni, seed: int, count: int, views: int | None) -> list[dict]:
     samples = []
     for level in LEVELS:
         seeds = list(held_out(seed, count))
         pieces = [sample_document(s, level) for s in seeds]
         pictures = [Image.fromarray(piece.image) for piece in pieces]
-        said = answer_pages(model, pictures, [[TRANSCRIBE]] * count, TRANSCRIPTION[level], f"transcribing {level}")
+        questions, limit = [[TRANSCRIBE]] * count, TRANSCRIPTION[level]
+        said = answer_pages(model, pictures, questions, limit, f"transcribing {level}", views=views)
         for s, piece, (text,) in zip(seeds, pieces, said, strict=True):
             accuracy = character_accuracy(text, piece.text)
             sample = {"seed": s, "level": level, "said": text, "text": piece.text, "character_accuracy": accuracy}
@@ -146,21 +152,23 @@ def answer_pages(
     limit: int,
     label: str = "pages",
     read_first: bool = False,
+    views: int | None = None,
 ) -> list[list[str] | None]:
     """Greedy answers to each page's questions: what ``DocumentQA`` answers, with pages of one size read together.
 
     Each page's questions continue copies of its cache. None stays None.
     """
     answers: list[list[str] | None] = [None] * len(pictures)
+    views = default_views(model) if views is None else views
     with progress(label, sum(picture is not None for picture in pictures)) as advance:
         for members in _by_size(pictures):
             for start in range(0, len(members), PAGES_AT_ONCE):
                 some = members[start : start + PAGES_AT_ONCE]
                 pages, texts = [pictures[i] for i in some], None
                 if read_first:
-                    aloud = _answer_batch(model, pages, [[TRANSCRIBE]] * len(pages), READ_TOKENS)
+                    aloud = _answer_batch(model, pages, [[TRANSCRIBE]] * len(pages), READ_TOKENS, views)
                     texts = [text for (text,) in aloud]
-                found = _answer_batch(model, pages, [questions[i] for i in some], limit, texts)
+                found = _answer_batch(model, pages, [questions[i] for i in some], limit, views, texts)
                 for i, said in zip(some, found, strict=True):
                     answers[i] = said
                 advance(len(some))
@@ -172,6 +180,7 @@ def _answer_batch(
     pictures: list[Image.Image],
     questions: list[Sequence[str]],
     limit: int,
+    views: int,
     texts: list[str] | None = None,
 ) -> list[list[str]]:
     """Answers to the questions about each page, which has been read aloud as its text before."""
@@ -182,7 +191,7 @@ def _answer_batch(
             prompts.append(ids)
             owners.append(i)
         pixels += page
-    shared, views = _common(prompts, model.config.special_tokens["image"]), default_views(model)
+    shared = _common(prompts, model.config.special_tokens["image"])
     cache = choose_rows(read_views(model, prompts[0][:shared], pixels, views), owners, views)
     rows = [reader.row(limit) for _ in prompts]
     said = continued(model, cache, [prompt[shared:] for prompt in prompts], rows, views)
@@ -202,7 +211,7 @@ def _common(prompts: list[list[int]], image: int) -> int:
 # -- own documents ---------------------------------------------------------------------------------------------------
 
 
-def _own(reader: DocumentQA, path: Path, count: int) -> tuple[dict[str, Any], list[dict]]:
+def _own(reader: DocumentQA, path: Path, count: int, how: dict[str, Any]) -> tuple[dict[str, Any], list[dict]]:
     """The first ``count`` lines of ``path``; questions on one document, or one page of it, are asked together."""
     cases = read_cases(path)[:count]
     together: dict[tuple[str, int | None], list[int]] = {}
@@ -211,7 +220,7 @@ def _own(reader: DocumentQA, path: Path, count: int) -> tuple[dict[str, Any], li
     samples: list[dict] = [{} for _ in cases]
     with progress("documents", len(cases)) as advance:
         for (document, page), members in together.items():
-            found = reader(path.parent / document, [cases[i]["question"] for i in members], page=page)
+            found = reader(path.parent / document, [cases[i]["question"] for i in members], page=page, **how)
             for i, answer in zip(members, found, strict=True):
                 told = {"pages": list(answer.pages), "confidence": answer.confidence}
                 samples[i] = {**cases[i], **_scored(answer.text, cases[i]["answers"]), **told}

@@ -259,6 +259,8 @@ def _draw(args: Arguments) -> Any:
         settings = {**settings, "model": args.model, **({"upsampled": text} if settings["upsample"] else {})}
         save_png(picture, name, settings)
         _print(args, str(name))
+        if "upsampled" in settings and not args.json:
+            print(f"drawn as: {text}", file=sys.stderr)
         drawn.append({"file": str(name), **settings})
     if args.count > 1:
         save_png(contact_sheet(result.images), args.out, {"prompt": args.prompt, "model": args.model})

@@ -110,15 +110,16 @@ def _pictures(model: Omni) -> dict[str, Any]:
     ]
     _say(f"drawing {len(asked)} pictures")
     with _timed() as took:
-        drawn = TextToImage(model)([prompt for _, prompt, _ in asked], seed=0).images
+        drawn = TextToImage(model)([prompt for _, prompt, _ in asked], seed=0)
     items = [
         {
             "category": category.replace("_", " "),
             "prompt": prompt,
+            "drawn": text,
             "image": data_address(picture),
             "right": check(np.asarray(picture.convert("RGB")), request),
         }
-        for (category, prompt, request), picture in zip(asked, drawn, strict=True)
+        for (category, prompt, request), text, picture in zip(asked, drawn.prompts, drawn.images, strict=True)
     ]
     return {"items": items, "seconds": took[0]}
 

@@ -74,7 +74,7 @@ def test_prompts_are_upsampled_in_a_share_of_the_talk(words):
 
 
 @pytest.mark.parametrize("bare", [False, True])
-def test_questions_come_after_a_transcription_that_is_mostly_given(words, bare):
+def test_questions_come_after_a_transcription_that_is_often_given(words, bare):
     decode = ByteTokenizer().decode
     batch = read_batch(4, 12, "page", words, bare=bare, read_first=True)
     plain = read_batch(4, 12, "page", words, bare=bare)
@@ -89,7 +89,7 @@ def test_questions_come_after_a_transcription_that_is_mostly_given(words, bare):
         said += learned.startswith(document.text)
         answers = learned.removeprefix(document.text)
         assert 0 < len(answers) < len(shown) - len(document.text)
-    assert 0 < said < 8
+    assert 0 < said < len(documents)
 
 
 def test_classes_are_in_range_and_empty_captions_name_none_first(words):

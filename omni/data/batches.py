@@ -26,7 +26,8 @@ CELL_SLOTS = 5  # characters centred within one token's square, in reading order
 THING_CLASSES = (1 + max(FREE_RADIUS), 1 + len(SHAPES), 1 + len(COLORS))
 THING_SHARE = 0.2  # of a square that a thing must cover to be what it shows
 FULL_ALREADY = 0.1  # of the prompts to be upsampled
-READ_SHARE = 0.25  # of the pages that are read aloud: alone, or as part of what comes before the questions
+READ_SHARE = 0.25  # of the batches without a transcription first: pages that are only read aloud
+GIVEN_SHARE = 0.5  # of the transcriptions before questions that are not to be learned
 TRANSCRIBE = ("Read the page.", "What is written here?", "Transcribe the text.")
 
 
@@ -158,8 +159,8 @@ def _bare(
 
 
 def _given(labels: list[int], rng: Random, encoding: Encoding) -> list[int]:
-    """The labels, mostly without those of the transcription: it has many more than the answers, which are the point."""
-    if rng.random() < READ_SHARE:
+    """The labels, often without those of the transcription: it has many more than the answers, which are the point."""
+    if rng.random() >= GIVEN_SHARE:
         return labels
     end = labels.index(encoding.special["eos"][0]) + 1
     return [IGNORED] * end + labels[end:]

@@ -5,6 +5,7 @@ draw   scenes: captions and the pictures they describe
 talk   text: dialogues, packed several to a row
 """
 
+import string
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from random import Random
@@ -27,7 +28,8 @@ THING_CLASSES = (1 + max(FREE_RADIUS), 1 + len(SHAPES), 1 + len(COLORS))
 THING_SHARE = 0.2  # of a square that a thing must cover to be what it shows
 FULL_ALREADY = 0.1  # of the prompts to be upsampled
 READ_SHARE = 0.25  # of the batches without a transcription first: pages that are only read aloud
-GIVEN_SHARE = 0.5  # of the transcriptions before questions that are not to be learned
+GIVEN_SHARE = 0.5  # of the transcriptions before questions: given, with mistakes, where answers are the point
+MISREAD = (0.0, 0.02, 0.06)  # shares of wrong characters in those
 TRANSCRIBE = ("Read the page.", "What is written here?", "Transcribe the text.")
 
 
@@ -148,22 +150,38 @@ def _bare(
     special = encoding.special
     ids = [special["image"]] * image_tokens
     labels = [IGNORED] * image_tokens
+    text, given = _transcription(document, rng, read_first)
     ask = document.qa and (read_first or rng.random() >= READ_SHARE)
     turns = rng.sample(document.qa, len(document.qa)) if ask else []
-    turns = turns if turns and not read_first else [("", document.text), *turns]
+    turns = [("", text), *turns] if read_first or not turns else turns
     for question, answer in turns:
         asked = [*encoding.encode(question), special["end_think"]]
         said = [*encoding.encode(answer), special["eos"][0]]
         ids, labels = ids + asked + said, labels + [IGNORED] * len(asked) + said
-    return ids, _given(labels, rng, encoding) if read_first else labels
+    return ids, _unsaid(labels, encoding) if given else labels
 
 
-def _given(labels: list[int], rng: Random, encoding: Encoding) -> list[int]:
-    """The labels, often without those of the transcription: it has many more than the answers, which are the point."""
-    if rng.random() >= GIVEN_SHARE:
-        return labels
+def _transcription(document: Document, rng: Random, read_first: bool) -> tuple[str, bool]:
+    """What is read aloud, and whether it is given, with mistakes, so that only the answers behind it are learned."""
+    given = bool(document.qa) and read_first and rng.random() < GIVEN_SHARE
+    return (misread(document.text, rng) if given else document.text), given
+
+
+def _unsaid(labels: list[int], encoding: Encoding) -> list[int]:
+    """The labels without those of the first answer."""
     end = labels.index(encoding.special["eos"][0]) + 1
     return [IGNORED] * end + labels[end:]
+
+
+def misread(text: str, rng: Random) -> str:
+    """``text`` with a few wrong characters of the same kind, as a transcription has them."""
+    rate = rng.choice(MISREAD)
+    return "".join(_like(char, rng) if rng.random() < rate else char for char in text)
+
+
+def _like(char: str, rng: Random) -> str:
+    kinds = (string.digits, string.ascii_lowercase, string.ascii_uppercase)
+    return next((rng.choice(kind) for kind in kinds if char in kind), char)
 
 
 def _conversation(
@@ -171,7 +189,8 @@ def _conversation(
 ) -> tuple[list[int], list[int]]:
     """Ids and labels of one document's turns: some questions in random order, a transcription, or this before those."""
     asked = rng.sample(document.qa, min(questions, len(document.qa)))
-    transcription = (rng.choice(TRANSCRIBE), document.text)
+    text, given = _transcription(document, rng, read_first)
+    transcription = (rng.choice(TRANSCRIBE), text)
     if read_first:
         asked = [transcription, *asked]
     elif not asked or rng.random() < READ_SHARE:
@@ -181,8 +200,7 @@ def _conversation(
         content = question if messages else [{"type": "image", "image": None}, {"type": "text", "text": question}]
         messages += [{"role": "user", "content": content}, {"role": "assistant", "content": answer}]
     ids, labels = answer_labels(encoding.encode_chat(messages, add_generation_prompt=False), encoding.special)
-    if read_first:
-        labels = _given(labels, rng, encoding)
+    labels = _unsaid(labels, encoding) if given else labels
     at = ids.index(encoding.special["image"])
     run = [encoding.special["image"]] * image_tokens
     return ids[:at] + run + ids[at + 1 :], labels[:at] + [IGNORED] * image_tokens + labels[at + 1 :]

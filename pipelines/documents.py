@@ -1,8 +1,8 @@
 """Questions about documents: a picture, a PDF, or a list of pages.
 
 page, and looks at it ──> prefix of the prompt (image and all text before the question), read once ──> cache
-(optional) the page read aloud from that cache ──> its text, added to the cache: answers are easier to find in it
 each question ──> copy of that cache ──> answer and its confidence
+(optional) the page read aloud ──> its text, added to the cache ──> each question again; the surer answer counts
 many pages ──> the answer of the page that is surest of it
 """
 
@@ -77,8 +77,8 @@ class DocumentQA:
 
         ``document`` is a path, bytes, a picture, or a list of pictures. Every page is read once, however many
         questions there are; ``views`` looks at it are answered together (:mod:`omni.pipelines.views`). With
-        ``read_first`` the model transcribes the page before the first question, and answers with its text before it.
-        Both are by default as the checkpoint asks for.
+        ``read_first`` the model also transcribes the page, and answers again with that text before the question: what
+        it is surer of counts. Both are by default as the checkpoint asks for.
 
         Raises ValueError for a bad document, page, question or number of views.
         """
@@ -90,7 +90,7 @@ class DocumentQA:
         found: list[list[Answer]] = []
         for number, picture in self._pages(document, page):
             found.append(self._answer(picture, number, questions, max_new_tokens, views, read_first))
-        best = [max(answers, key=lambda a: a.confidence) for answers in zip(*found, strict=True)]
+        best = [surer(answers) for answers in zip(*found, strict=True)]
         return best[0] if isinstance(question, str) else best
 
     def transcribe(
@@ -128,23 +128,23 @@ class DocumentQA:
         read_first: bool = False,
     ) -> list[Answer]:
         """Answers to all questions from one page."""
-        cache, read, text = None, [], None
-        if read_first:
-            opening, pixels = self.prompt(page, TRANSCRIBE)
-            self._check_room(len(opening), 1)
-            most = min(READ_TOKENS, self.model.config.max_positions - len(opening))
-            read = opening[:-1]
-            cache = read_views(self.model, read, pixels, views)
-            text = self._continue(cache, [opening[-1:]], number, most, views)[0].text
-        prompts = [self.prompt(page, question, text) for question in questions]
-        rows, pixels = [ids for ids, _ in prompts], prompts[0][1]
+        prompts = [self.prompt(page, question) for question in questions]
+        opening, pixels = self.prompt(page, TRANSCRIBE)
+        rows = [ids for ids, _ in prompts]
         self._check_room(max(map(len, rows)), limit)
-        shared = _common_prefix(rows)
-        if cache is not None and rows[0][: len(read)] == read and len(read) < shared:
-            read_on(self.model, cache, rows[0][len(read) : shared])
-        else:
-            cache = read_views(self.model, rows[0][:shared], pixels, views)
-        return self._continue(cache, [ids[shared:] for ids in rows], number, limit, views)
+        shared = _common_prefix([*rows, opening])
+        cache = read_views(self.model, opening[:shared], pixels, views)
+        answers = self._continue(cache, [ids[shared:] for ids in rows], number, limit, views)
+        if not read_first:
+            return answers
+        most = min(READ_TOKENS, self.model.config.max_positions - len(opening))
+        text = self._continue(cache, [opening[shared:]], number, most, views)[0].text
+        rows = [self.prompt(page, question, text)[0] for question in questions]
+        self._check_room(max(map(len, rows)), limit)
+        known = _common_prefix(rows)
+        read_on(self.model, cache, rows[0][shared:known])
+        again = self._continue(cache, [ids[known:] for ids in rows], number, limit, views)
+        return [surer(pair) for pair in zip(answers, again, strict=True)]
 
     def _continue(self, cache: Cache, endings: list[list[int]], number: int, limit: int, views: int) -> list[Answer]:
         """An answer to each ending of the prompt that begins with what ``cache`` holds."""
@@ -153,7 +153,7 @@ class DocumentQA:
             some = endings[start : start + QUESTIONS_AT_ONCE]
             copies = choose_rows(cache, [0] * len(some), views)
             said = continued(self.model, copies, some, [self.row(limit) for _ in some], views)
-            answers += [_answer(events, number) for events in said]
+            answers += [to_answer(events, number) for events in said]
         return answers
 
     def prompt(self, page: Image.Image, question: str, text: str | None = None) -> tuple[list[int], tuple[Tensor, ...]]:
@@ -185,7 +185,12 @@ def reads_first(model: Omni) -> bool:
     return bool(model.config.sampling.get("document_read_first", False))
 
 
-def _answer(events: list[Event], page: int) -> Answer:
+def surer(answers: Iterable[Answer]) -> Answer:
+    """The answer with the highest confidence; the first of equals."""
+    return max(answers, key=lambda answer: answer.confidence)
+
+
+def to_answer(events: list[Event], page: int) -> Answer:
     """One row's answer. Its confidence counts the end token too: where an answer ends is part of it."""
     text = "".join(event.text for event in events).strip()
     confidence = math.exp(sum(event.logprob for event in events) / len(events))

@@ -18,7 +18,7 @@ from omni.data.documents import LEVELS, Document, sample_document
 from omni.evaluation.report import averages, grouped, held_out, progress
 from omni.metrics import anls, character_accuracy, exact_match
 from omni.model import Omni
-from omni.pipelines.documents import READ_TOKENS, TRANSCRIBE, DocumentQA, reads_first
+from omni.pipelines.documents import READ_TOKENS, TRANSCRIBE, Answer, DocumentQA, reads_first, surer, to_answer
 from omni.pipelines.views import check_views, choose_rows, continued, default_views, read_views
 from omni.tokenizers.image import border_colour
 
@@ -164,13 +164,14 @@ def answer_pages(
         for members in _by_size(pictures):
             for start in range(0, len(members), PAGES_AT_ONCE):
                 some = members[start : start + PAGES_AT_ONCE]
-                pages, texts = [pictures[i] for i in some], None
+                pages, asked = [pictures[i] for i in some], [questions[i] for i in some]
+                found = _answer_batch(model, pages, asked, limit, views)
                 if read_first:
                     aloud = _answer_batch(model, pages, [[TRANSCRIBE]] * len(pages), READ_TOKENS, views)
-                    texts = [text for (text,) in aloud]
-                found = _answer_batch(model, pages, [questions[i] for i in some], limit, views, texts)
+                    again = _answer_batch(model, pages, asked, limit, views, [answer.text for (answer,) in aloud])
+                    found = [list(map(surer, zip(*both, strict=True))) for both in zip(found, again, strict=True)]
                 for i, said in zip(some, found, strict=True):
-                    answers[i] = said
+                    answers[i] = [answer.text for answer in said]
                 advance(len(some))
     return answers
 
@@ -182,8 +183,8 @@ def _answer_batch(
     limit: int,
     views: int,
     texts: list[str] | None = None,
-) -> list[list[str]]:
-    """Answers to the questions about each page, which has been read aloud as its text before."""
+) -> list[list[Answer]]:
+    """Answers to the questions about each page, which may have been read aloud as one of ``texts`` before."""
     reader, prompts, pixels, owners = DocumentQA(model), [], [], []
     for i, (picture, some) in enumerate(zip(pictures, questions, strict=True)):
         for question in some:
@@ -195,7 +196,7 @@ def _answer_batch(
     cache = choose_rows(read_views(model, prompts[0][:shared], pixels, views), owners, views)
     rows = [reader.row(limit) for _ in prompts]
     said = continued(model, cache, [prompt[shared:] for prompt in prompts], rows, views)
-    answers = ["".join(event.text for event in events).strip() for events in said]
+    answers = [to_answer(events, page=1) for events in said]
     return [[answer for answer, owner in zip(answers, owners, strict=True) if owner == i] for i in range(len(pictures))]
 
 

@@ -334,17 +334,20 @@ def _eval(args: Arguments) -> Any:
     from omni.evaluation import TASKS, evaluate, table
 
     if args.task == "list":
-        rows = [f"{name:<12}{task.summary}\n{'':<12}options: {', '.join(task.options)}" for name, task in TASKS.items()]
-        _print(args, "\n".join(rows))
+        options = {
+            name: f"\n{'':<12}options: {', '.join(task.options)}" for name, task in TASKS.items() if task.options
+        }
+        _print(args, "\n".join(f"{name:<12}{task.summary}{options.get(name, '')}" for name, task in TASKS.items()))
         return {name: task.summary for name, task in TASKS.items()}
     if args.task not in TASKS:
         raise UsageError(f"unknown task {args.task!r}; known: {', '.join(TASKS)}")
     if args.data is not None and not TASKS[args.task].takes_data:
         raise UsageError(f"the task {args.task!r} draws its own cases; it takes no --data")
     options = _assigned(args.options)
-    unknown = sorted(set(options) - set(TASKS[args.task].options))
-    if unknown:
-        raise UsageError(f"{args.task} has no options {unknown}; it has {', '.join(TASKS[args.task].options)}")
+    try:
+        TASKS[args.task].check(options)
+    except ValueError as error:
+        raise UsageError(f"{args.task}: {error}") from None
     report = evaluate(args.task, _load(args), count=args.count, seed=args.seed, data=args.data, **options)
     if args.out is not None:
         report.save(args.out)

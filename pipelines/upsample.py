@@ -19,7 +19,7 @@ TEMPERATURE, TOP_P, TOP_K = 0.7, 0.8, 20  # those published for Cosmos 3's upsam
 def upsample(model: Omni, prompts: Sequence[str], seeds: Sequence[int]) -> list[str]:
     """Each prompt in full, drawn with its own seed: the same alone and in any batch.
 
-    A prompt that the reasoner has nothing to say about, or does not come to an end with, stays as it is.
+    A prompt that is empty, or that the reasoner has nothing to say about or comes to no end with, stays as it is.
 
     Raises ValueError for a prompt that leaves no room for an answer.
     """
@@ -34,7 +34,7 @@ def upsample(model: Omni, prompts: Sequence[str], seeds: Sequence[int]) -> list[
         top_k=TOP_K,
     )
     whole = [reply.text.strip() if reply.finish_reason == "stop" else "" for reply in replies]
-    return [text or prompt for text, prompt in zip(whole, prompts, strict=True)]
+    return [text if text and prompt.strip() else prompt for text, prompt in zip(whole, prompts, strict=True)]
 
 
 def _room(model: Omni, asked: list[list[dict]]) -> int:

@@ -89,6 +89,10 @@ def test_every_command_has_the_common_options(capsys, name):
         ["eval", "draw", "stepz=3"],
         ["eval", "draw", "steps"],
         ["eval", "draw", "steps=["],
+        ["eval", "draw", "steps=many"],
+        ["eval", "draw", "upsample=7"],
+        ["eval", "documents", "read_first=maybe"],
+        ["eval", "text", "steps=3"],
         ["info", "tiny", "--context", "0"],
         ["convert", "only-one"],
     ],
@@ -236,7 +240,7 @@ def test_info_needs_no_weights(capsys):
 def test_eval_lists_its_tasks_and_reports(capsys, loaded, tmp_path):
     code, out, _ = run(capsys, "eval", "list")
     assert code == 0
-    assert [line.split()[0] for line in out.splitlines()[::2]] == ["documents", "draw", "text"]
+    assert [line.split()[0] for line in out.splitlines() if line[0] != " "] == ["documents", "draw", "text"]
     assert "options: steps, guidance, shift, eta, solver, upsample" in out
     path = tmp_path / "report.json"
     code, out, _ = run(capsys, "eval", "draw", "--count", "1", "--out", path, "--json")

@@ -51,9 +51,14 @@ def test_a_prompt_does_not_depend_on_its_batch(model, monkeypatch):
 def test_unfinished_and_empty_answers_leave_the_prompt(model, monkeypatch):
     say(
         monkeypatch,
-        {"a": Reply(" small red ring at c5\n"), "b": Reply("and so on and", finish_reason="length"), "c": Reply("  ")},
+        {
+            "a": Reply(" small red ring at c5\n"),
+            "b": Reply("and so on and", finish_reason="length"),
+            "c": Reply("  "),
+            "": Reply("small red ring at c5"),
+        },
     )
-    assert upsample(model, ["a", "b", "c"], [1, 2, 3]) == ["small red ring at c5", "b", "c"]
+    assert upsample(model, ["a", "b", "c", ""], [1, 2, 3, 4]) == ["small red ring at c5", "b", "c", ""]
 
 
 def test_a_prompt_that_leaves_no_room_is_refused(model):

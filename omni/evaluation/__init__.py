@@ -8,12 +8,11 @@
 """
 
 import difflib
-import inspect
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from omni.evaluation import documents, draw, text
 from omni.evaluation.report import Report, table
@@ -31,10 +30,21 @@ class Task:
     takes_data: bool = False
 
     @property
-    def options(self) -> list[str]:
-        """Names of the options that are the task's own."""
-        shared = ("model", "count", "seed", "data")
-        return [name for name in inspect.signature(self.run).parameters if name not in shared]
+    def options(self) -> dict[str, Any]:
+        """The options that are the task's own, with their types."""
+        shared = ("model", "count", "seed", "data", "return")
+        return {name: kind for name, kind in get_type_hints(self.run).items() if name not in shared}
+
+    def check(self, options: dict[str, Any]) -> None:
+        """ValueError for an option that the task does not have, or of another type."""
+        known = self.options
+        for name, value in options.items():
+            if name not in known:
+                raise ValueError(f"{name!r} is no option; known: {', '.join(known) or 'none'}")
+            kinds = get_args(known[name]) or (known[name],)
+            if type(value) not in (*kinds, *((int,) if float in kinds else ())):
+                wanted = " or ".join(kind.__name__ for kind in kinds if kind is not type(None))
+                raise ValueError(f"{name} is {value!r}; it must be of type {wanted}")
 
 
 TASKS = {
@@ -60,7 +70,7 @@ def evaluate(
         options: the task's own; see its ``run``.
 
     Raises:
-        ValueError: an unknown task, unreadable data, or a model that lacks what the task needs.
+        ValueError: an unknown task or option, unreadable data, or a model that lacks what the task needs.
     """
     if task not in TASKS:
         close = difflib.get_close_matches(str(task), TASKS, 1)
@@ -70,6 +80,7 @@ def evaluate(
         raise ValueError(f"count is {count!r}; it must be a whole number from 1 to {MAX_COUNT}")
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise ValueError(f"seed is {seed!r}; it must be a whole number of at least 0")
+    TASKS[task].check(options)
     if data is not None:
         if not TASKS[task].takes_data:
             raise ValueError(f"the task {task!r} draws its own cases; it takes no data")

@@ -334,10 +334,10 @@ def _eval(args: Arguments) -> Any:
     from omni.evaluation import TASKS, evaluate, table
 
     if args.task == "list":
-        options = {
-            name: f"\n{'':<12}options: {', '.join(task.options)}" for name, task in TASKS.items() if task.options
-        }
-        _print(args, "\n".join(f"{name:<12}{task.summary}{options.get(name, '')}" for name, task in TASKS.items()))
+        for name, task in TASKS.items():
+            _print(args, f"{name:<12}{task.summary}")
+            if task.options:
+                _print(args, f"{'':<12}options: {', '.join(task.options)}")
         return {name: task.summary for name, task in TASKS.items()}
     if args.task not in TASKS:
         raise UsageError(f"unknown task {args.task!r}; known: {', '.join(TASKS)}")

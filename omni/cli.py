@@ -142,7 +142,7 @@ def _ask_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--read-first",
         action=argparse.BooleanOptionalAction,
-        help="answer also with a transcription of the page, and give the surer answer (default: the model's)",
+        help="transcribe each page before its questions (default: the model's)",
     )
 
 

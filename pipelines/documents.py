@@ -1,8 +1,8 @@
 """Questions about documents: a picture, a PDF, or a list of pages.
 
 page, and looks at it ──> prefix of the prompt (image and all text before the question), read once ──> cache
+(optional) the page read aloud ──> its text, added to the cache: answers are easier to find in it
 each question ──> copy of that cache ──> answer and its confidence
-(optional) the page read aloud ──> its text, added to the cache ──> each question again; the surer answer counts
 many pages ──> the answer of the page that is surest of it
 """
 
@@ -77,8 +77,8 @@ class DocumentQA:
 
         ``document`` is a path, bytes, a picture, or a list of pictures. Every page is read once, however many
         questions there are; ``views`` looks at it are answered together (:mod:`omni.pipelines.views`). With
-        ``read_first`` the model also transcribes the page, and answers again with that text before the question: what
-        it is surer of counts. Both are by default as the checkpoint asks for.
+        ``read_first`` the model transcribes the page, and answers with that text before the questions. Both are by
+        default as the checkpoint asks for.
 
         Raises ValueError for a bad document, page, question or number of views.
         """
@@ -90,7 +90,7 @@ class DocumentQA:
         found: list[list[Answer]] = []
         for number, picture in self._pages(document, page):
             found.append(self._answer(picture, number, questions, max_new_tokens, views, read_first))
-        best = [surer(answers) for answers in zip(*found, strict=True)]
+        best = [max(answers, key=lambda a: a.confidence) for answers in zip(*found, strict=True)]
         return best[0] if isinstance(question, str) else best
 
     def transcribe(
@@ -128,23 +128,19 @@ class DocumentQA:
         read_first: bool = False,
     ) -> list[Answer]:
         """Answers to all questions from one page."""
-        prompts = [self.prompt(page, question) for question in questions]
         opening, pixels = self.prompt(page, TRANSCRIBE)
-        rows = [ids for ids, _ in prompts]
+        rows = [self.prompt(page, question)[0] for question in questions]
         self._check_room(max(map(len, rows)), limit)
-        shared = _common_prefix([*rows, opening])
-        cache = read_views(self.model, opening[:shared], pixels, views)
-        answers = self._continue(cache, [ids[shared:] for ids in rows], number, limit, views)
-        if not read_first:
-            return answers
-        most = min(READ_TOKENS, self.model.config.max_positions - len(opening))
-        text = self._continue(cache, [opening[shared:]], number, most, views)[0].text
-        rows = [self.prompt(page, question, text)[0] for question in questions]
-        self._check_room(max(map(len, rows)), limit)
-        known = _common_prefix(rows)
-        read_on(self.model, cache, rows[0][shared:known])
-        again = self._continue(cache, [ids[known:] for ids in rows], number, limit, views)
-        return [surer(pair) for pair in zip(answers, again, strict=True)]
+        known = _common_prefix([*rows, opening])
+        cache = read_views(self.model, opening[:known], pixels, views)
+        if read_first:
+            most = min(READ_TOKENS, self.model.config.max_positions - len(opening))
+            text = self._continue(cache, [opening[known:]], number, most, views)[0].text
+            rows = [self.prompt(page, question, text)[0] for question in questions]
+            self._check_room(max(map(len, rows)), limit)
+            start, known = known, _common_prefix(rows)
+            read_on(self.model, cache, rows[0][start:known])
+        return self._continue(cache, [ids[known:] for ids in rows], number, limit, views)
 
     def _continue(self, cache: Cache, endings: list[list[int]], number: int, limit: int, views: int) -> list[Answer]:
         """An answer to each ending of the prompt that begins with what ``cache`` holds."""
@@ -183,11 +179,6 @@ class DocumentQA:
 def reads_first(model: Omni) -> bool:
     """Whether the checkpoint asks for pages to be read aloud before their questions."""
     return bool(model.config.sampling.get("document_read_first", False))
-
-
-def surer(answers: Iterable[Answer]) -> Answer:
-    """The answer with the highest confidence; the first of equals."""
-    return max(answers, key=lambda answer: answer.confidence)
 
 
 def to_answer(events: list[Event], page: int) -> Answer:

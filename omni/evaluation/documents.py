@@ -18,7 +18,7 @@ from omni.data.documents import LEVELS, Document, sample_document
 from omni.evaluation.report import averages, grouped, held_out, progress
 from omni.metrics import anls, character_accuracy, exact_match
 from omni.model import Omni
-from omni.pipelines.documents import READ_TOKENS, TRANSCRIBE, Answer, DocumentQA, reads_first, surer, to_answer
+from omni.pipelines.documents import READ_TOKENS, TRANSCRIBE, Answer, DocumentQA, reads_first, to_answer
 from omni.pipelines.views import check_views, choose_rows, continued, default_views, read_views
 from omni.tokenizers.image import border_colour
 
@@ -165,11 +165,11 @@ def answer_pages(
             for start in range(0, len(members), PAGES_AT_ONCE):
                 some = members[start : start + PAGES_AT_ONCE]
                 pages, asked = [pictures[i] for i in some], [questions[i] for i in some]
-                found = _answer_batch(model, pages, asked, limit, views)
+                texts = None
                 if read_first:
                     aloud = _answer_batch(model, pages, [[TRANSCRIBE]] * len(pages), READ_TOKENS, views)
-                    again = _answer_batch(model, pages, asked, limit, views, [answer.text for (answer,) in aloud])
-                    found = [list(map(surer, zip(*both, strict=True))) for both in zip(found, again, strict=True)]
+                    texts = [answer.text for (answer,) in aloud]
+                found = _answer_batch(model, pages, asked, limit, views, texts)
                 for i, said in zip(some, found, strict=True):
                     answers[i] = [answer.text for answer in said]
                 advance(len(some))

@@ -50,7 +50,7 @@ TINY = OmniConfig(
     special_tokens={"bos": 1, "eos": [11, 2], "mask": 3, "pad": 21, "image": 14},
     sampling={
         "image_steps": 30.0,
-        "image_guidance": 3.0,
+        "image_guidance": 1.7,
         "image_shift": 3.0,
         "image_eta": 1.0,
         "image_upsample": 1.0,

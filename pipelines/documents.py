@@ -130,7 +130,7 @@ class DocumentQA:
         """Answers to all questions from one page."""
         opening, pixels = self.prompt(page, TRANSCRIBE)
         rows = [self.prompt(page, question)[0] for question in questions]
-        self._check_room(max(map(len, rows)), limit)
+        self._check_room(max(map(len, [*rows, opening] if read_first else rows)), limit)
         known = _common_prefix([*rows, opening])
         cache = read_views(self.model, opening[:known], pixels, views)
         if read_first:
@@ -149,7 +149,7 @@ class DocumentQA:
             some = endings[start : start + QUESTIONS_AT_ONCE]
             copies = choose_rows(cache, [0] * len(some), views)
             said = continued(self.model, copies, some, [self.row(limit) for _ in some], views)
-            answers += [to_answer(events, number) for events in said]
+            answers += [_answer(events, number) for events in said]
         return answers
 
     def prompt(self, page: Image.Image, question: str, text: str | None = None) -> tuple[list[int], tuple[Tensor, ...]]:
@@ -181,11 +181,15 @@ def reads_first(model: Omni) -> bool:
     return bool(model.config.sampling.get("document_read_first", False))
 
 
-def to_answer(events: list[Event], page: int) -> Answer:
+def to_text(events: list[Event]) -> str:
+    """What one row said."""
+    return "".join(event.text for event in events).strip()
+
+
+def _answer(events: list[Event], page: int) -> Answer:
     """One row's answer. Its confidence counts the end token too: where an answer ends is part of it."""
-    text = "".join(event.text for event in events).strip()
     confidence = math.exp(sum(event.logprob for event in events) / len(events))
-    return Answer(text, (page,), confidence, len(events), complete=events[-1].finish == "stop")
+    return Answer(to_text(events), (page,), confidence, len(events), complete=events[-1].finish == "stop")
 
 
 def _common_prefix(rows: list[list[int]]) -> int:

@@ -10,9 +10,7 @@ from saved import CONFIG, build, item, load, published, write_raw
 
 from omni import checkpoint, families, tensorfile
 from omni.checkpoint import CheckpointError, find_tensors
-from omni.config import (
-    ConfigError,
-)
+from omni.config import ConfigError
 from omni.model import Omni
 
 

@@ -16,11 +16,7 @@ from saved import CONFIG, build, item, load, published, write_raw
 import omni
 from omni import checkpoint, families
 from omni.checkpoint import CheckpointError, find_tensors
-from omni.config import (
-    ConfigError,
-    MoEConfig,
-    replace,
-)
+from omni.config import ConfigError, MoEConfig, replace
 from omni.families.convert import convert
 from omni.families.locate import ModelNotFound
 from omni.model import Omni

@@ -18,7 +18,7 @@ from omni.data.documents import LEVELS, Document, sample_document
 from omni.evaluation.report import averages, grouped, held_out, progress
 from omni.metrics import anls, character_accuracy, exact_match
 from omni.model import Omni
-from omni.pipelines.documents import READ_TOKENS, TRANSCRIBE, Answer, DocumentQA, reads_first, to_answer
+from omni.pipelines.documents import READ_TOKENS, TRANSCRIBE, DocumentQA, reads_first, to_text
 from omni.pipelines.views import check_views, choose_rows, continued, default_views, read_views
 from omni.tokenizers.image import border_colour
 
@@ -168,10 +168,10 @@ def answer_pages(
                 texts = None
                 if read_first:
                     aloud = _answer_batch(model, pages, [[TRANSCRIBE]] * len(pages), READ_TOKENS, views)
-                    texts = [answer.text for (answer,) in aloud]
+                    texts = [text for (text,) in aloud]
                 found = _answer_batch(model, pages, asked, limit, views, texts)
                 for i, said in zip(some, found, strict=True):
-                    answers[i] = [answer.text for answer in said]
+                    answers[i] = said
                 advance(len(some))
     return answers
 
@@ -183,7 +183,7 @@ def _answer_batch(
     limit: int,
     views: int,
     texts: list[str] | None = None,
-) -> list[list[Answer]]:
+) -> list[list[str]]:
     """Answers to the questions about each page, which may have been read aloud as one of ``texts`` before."""
     reader, prompts, pixels, owners = DocumentQA(model), [], [], []
     for i, (picture, some) in enumerate(zip(pictures, questions, strict=True)):
@@ -196,7 +196,7 @@ def _answer_batch(
     cache = choose_rows(read_views(model, prompts[0][:shared], pixels, views), owners, views)
     rows = [reader.row(limit) for _ in prompts]
     said = continued(model, cache, [prompt[shared:] for prompt in prompts], rows, views)
-    answers = [to_answer(events, page=1) for events in said]
+    answers = [to_text(events) for events in said]
     return [[answer for answer, owner in zip(answers, owners, strict=True) if owner == i] for i in range(len(pictures))]
 
 

@@ -1,6 +1,8 @@
 """What goes into a model: token ids, which of them are real, and the media behind their placeholders."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -8,20 +10,50 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Inputs:
-    """Rows may be padded on either side; ``mask`` tells. ``pixels`` holds the images in the order of their runs.
+    """Rows may be padded on either side; ``mask`` tells. Media stand in the order of their runs.
 
-    A run of placeholder ids stands for one image: one id for each of its tokens.
+    A run of placeholder ids stands for one image, one tubelet of a video or one clip of a recording: one id for each of
+    its tokens. ``kept`` and ``seen`` go with ``pixels``: which tokens of a video were kept, and what was encoded before.
     """
 
     input_ids: Tensor  # (b, n) int64
     mask: Tensor | None = None  # (b, n) True at real tokens; None: all are
-    pixels: tuple[Tensor, ...] = ()  # each (3, H, W) float in [0, 1]
+    pixels: tuple[Tensor, ...] = ()  # images (3, H, W) and videos (frames, 3, H, W), float in [0, 1]
     segments: Tensor | None = None  # (b, n) sequence numbers of packed sequences
+    sounds: tuple[Tensor, ...] = ()  # clips: log-mel features (frames, n_mels)
+    kept: tuple[Tensor | None, ...] = ()  # (tubelets, h w) True at the tokens of a pruned video that stay
+    seen: tuple[Tensor | None, ...] = ()  # tokens of an image or video as :meth:`Omni.see_all` gives them
 
     def to(self, device: torch.device | str) -> "Inputs":
         moved = {name: getattr(self, name) for name in ("input_ids", "mask", "segments")}
         moved = {name: value.to(device) for name, value in moved.items() if value is not None}
-        return replace(self, pixels=tuple(p.to(device) for p in self.pixels), **moved)
+        for name in ("pixels", "sounds", "kept", "seen"):
+            moved[name] = tuple(None if t is None else t.to(device) for t in getattr(self, name))
+        return replace(self, **moved)
+
+    @property
+    def has_media(self) -> bool:
+        return bool(self.pixels or self.sounds)
+
+
+class Piece(NamedTuple):
+    """The tokens behind one run: a grid of an image or tubelet, all of it or some, or ``size`` tokens of sound."""
+
+    size: int
+    grid: tuple[int, int] | None = None
+    cells: Tensor | None = None  # (size,) places in the grid, row by row; None: all of them
+
+
+def pieces_of(grid: tuple[int, int], kept: Tensor | None, tubelets: int) -> list[Piece]:
+    """One piece for each tubelet (an image has one)."""
+    if kept is None:
+        return [Piece(grid[0] * grid[1], grid)] * tubelets
+    if kept.shape != (tubelets, grid[0] * grid[1]):
+        raise ValueError(
+            f"kept is {tuple(kept.shape)}; the video has {tubelets} tubelets of {grid[0] * grid[1]} tokens"
+        )
+    cells = [row.nonzero().flatten().cpu() for row in kept]
+    return [Piece(len(c), grid, c) for c in cells]
 
 
 def pad_rows(rows: list[list[int]], pad: int, left: bool = False) -> tuple[Tensor, Tensor | None]:
@@ -49,10 +81,10 @@ def runs(flags: Tensor) -> list[tuple[int, int, int]]:
     return found
 
 
-def image_runs(flags: Tensor, sizes: list[int]) -> list[tuple[int, int, int]]:
-    """(row, start, stop) of each image: runs of placeholders cut to the images' token counts.
+def media_runs(flags: Tensor, sizes: Sequence[int], kind: str = "image") -> list[tuple[int, int, int]]:
+    """(row, start, stop) of each piece: runs of placeholders cut to the pieces' token counts, none of them 0.
 
-    Raises ValueError with both counts when placeholders and images disagree.
+    Raises ValueError with both counts when placeholders and media disagree.
     """
     pieces = []
     for row, start, stop in runs(flags):
@@ -67,27 +99,34 @@ def image_runs(flags: Tensor, sizes: list[int]) -> list[tuple[int, int, int]]:
     held = int(flags.sum())
     if covered != held or len(pieces) != len(sizes):
         raise ValueError(
-            f"the text holds {held} image placeholders; the {len(sizes)} images given take {sum(sizes)} tokens"
+            f"the text holds {held} {kind} placeholders; the {len(sizes)} {kind}s given take {sum(sizes)} tokens"
         )
     return pieces
 
 
-def image_positions(
-    flags: Tensor, mask: Tensor | None, pieces: list, grids: list[tuple[int, int]], first: Tensor
+def media_positions(
+    shape: tuple[int, int],
+    mask: Tensor | None,
+    places: Sequence[tuple[int, int, int]],
+    pieces: Sequence[Piece],
+    first: Tensor,
 ) -> Tensor:
-    """(3, b, n) positions on time, height and width.
+    """(3, b, n) positions on time, height and width of ids (b, n) = ``shape``.
 
-    Text takes one step on all three axes. An image stays at one time; its tokens carry their row and column, counted
-    from there; the text behind it goes on after the image's longer side. ``first`` (b,) is where each row starts.
+    Text and sound take one step on all three axes. An image stays at one time; its tokens carry their row and column,
+    counted from there; what stands behind it goes on after the image's longer side, also where tokens of it are left
+    out. ``first`` (b,) is where each row starts.
     """
-    b, n = flags.shape
+    b, n = shape
     steps = torch.ones(b, n, dtype=torch.int64) if mask is None else mask.cpu().to(torch.int64)
     rows = torch.zeros(b, n, dtype=torch.int64)
     columns = torch.zeros(b, n, dtype=torch.int64)
-    for (row, start, stop), (h, w) in zip(pieces, grids, strict=True):
+    for (row, start, stop), piece in zip(places, pieces, strict=True):
+        h, w = piece.grid
+        cells = torch.arange(h * w) if piece.cells is None else piece.cells
         steps[row, start:stop] = 0
         steps[row, stop - 1] = max(h, w)
-        rows[row, start:stop] = torch.arange(h).repeat_interleave(w)
-        columns[row, start:stop] = torch.arange(w).repeat(h)
+        rows[row, start:stop] = cells // w
+        columns[row, start:stop] = cells % w
     before = steps.cumsum(dim=1) - steps + first.cpu()[:, None]
-    return torch.stack([before, before + rows, before + columns]).to(flags.device)
+    return torch.stack([before, before + rows, before + columns])

@@ -1,7 +1,8 @@
 """Omni: encoders, two towers that meet in the cache, heads.
 
-    text ids ──> embed ─────────┐
-    pixels ──> vision ──> shuffle ──> projector ──┴──> context tower ──> head ──> next-token logits
+    text ids ──> embed ──────────────────────────────┐
+    images, videos ──> vision ──> shuffle, project ──┤
+    sounds ──> sound ──> project ────────────────────┴──> context tower ──> head ──> next-token logits
                                                           │ cache           └──> mtp ──> logits further ahead
                                                           ▼
     noisy latents ──> latents.read ───────────────> denoiser tower ──> latents.write ──> velocity
@@ -14,19 +15,23 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from omni.cache import Cache
-from omni.config import OmniConfig
+from omni.config import OmniConfig, SoundConfig
 from omni.decoders.heads import LatentHead, grid_positions
-from omni.encoders.projector import Projector
-from omni.encoders.reduction import pixel_shuffle
-from omni.encoders.vision import VisionEncoder
-from omni.inputs import Inputs, image_positions, image_runs, pad_rows
+from omni.encoders.audio import AudioEncoder
+from omni.encoders.clip import build_vision
+from omni.encoders.projector import Connector, Projector
+from omni.encoders.reduction import retention_mask
+from omni.inputs import Inputs, Piece, media_positions, media_runs, pieces_of
 from omni.kernels.linear import project
 from omni.layers import wide
 from omni.mtp import MTP
 from omni.tokenizers.latent import PatchCodec
 from omni.tower import Tower
+
+CLIPS_AT_ONCE = 8  # clips of sound that are encoded together
 
 
 class Omni(nn.Module):
@@ -41,20 +46,15 @@ class Omni(nn.Module):
         self.context = Tower(config.context)
         self.head = None if config.tie_embeddings else nn.Linear(d, config.vocab_size, bias=False)
         self.mtp = MTP(config.mtp, config.context) if config.mtp else None
-        self.vision, self.projector = self._build_vision(config)
+        self.vision = build_vision(config.vision) if config.vision else None
+        self.projector = Connector(config.vision, d) if config.vision else None
+        self.sound = AudioEncoder(config.sound) if config.sound else None
+        self.sound_projector = _sound_projector(config.sound, d) if config.sound else None
         self.denoiser = Tower(config.denoiser) if config.denoiser else None
         self.latents = LatentHead(config.denoiser.d_model, config.latent) if config.latent else None
         self.codec = PatchCodec(config.latent.codec) if config.latent and config.latent.codec else None
         if not self.embed.weight.is_meta:
             nn.init.normal_(self.embed.weight, std=0.02)
-
-    @staticmethod
-    def _build_vision(config: OmniConfig) -> tuple[VisionEncoder | None, Projector | None]:
-        v = config.vision
-        if v is None:
-            return None, None
-        width = v.shuffle**2 * v.d_model
-        return VisionEncoder(v), Projector(width, v.d_projector or 4 * width, config.context.d_model)
 
     @property
     def device(self) -> torch.device:
@@ -81,77 +81,173 @@ class Omni(nn.Module):
             hidden = _last(hidden, inputs.mask)
         return self.predict(hidden)
 
-    def read(self, inputs: Tensor | Inputs, cache: Cache | None = None, seen: Sequence[Tensor] | None = None) -> Tensor:
+    def read(
+        self,
+        inputs: Tensor | Inputs,
+        cache: Cache | None = None,
+        seen: Sequence[Tensor] | None = None,
+        heard: Sequence[Tensor] | None = None,
+    ) -> Tensor:
         """Hidden states (b, n, d) of the context tower, after its final norm.
 
-        ``seen`` may hold the images' tokens where :meth:`see` was called already, in the order of ``inputs.pixels``.
+        ``seen`` and ``heard`` may hold the tokens of media where they were encoded already, in the order of
+        ``inputs.pixels`` and ``inputs.sounds``, as :meth:`see_all` and :meth:`hear` give them.
         """
         inputs = self._as_inputs(inputs)
         self._check_ids(inputs.input_ids)
-        places = self._find_images(inputs) if inputs.pixels else None
         x = self.embed(inputs.input_ids)
-        positions = None
-        if places is not None:
-            seen = self._see_all(inputs.pixels) if seen is None else seen
-            x = _place_images(x, places, seen)
-            positions = self._positions_of(places, inputs.mask, cache)
-        return self.context(x, cache=cache, mask=inputs.mask, segments=inputs.segments, positions=positions)
+        positions, added = None, {}
+        if inputs.has_media:
+            places = self._find_media(inputs)
+            positions = self._positions_of(places, inputs, cache)
+            heard = self.hear(inputs.sounds) if heard is None else heard
+            x, added = self._pour(x, places, self._seen(inputs, seen), heard)
+        return self.context(
+            x, cache=cache, mask=inputs.mask, segments=inputs.segments, positions=positions, added=added
+        )
 
     def predict(self, hidden: Tensor) -> Tensor:
         """Hidden (..., d) -> logits (..., v) in float32 (float64 where the weights are)."""
         logits = project(hidden, self.head.weight if self.head is not None else self.embed.weight)
         return logits.to(wide(logits.dtype))
 
+    # -- media ---------------------------------------------------------------------------------------------------------
+
     def see(self, pixels: Tensor) -> Tensor:
-        """Images of one size (b, 3, H, W) in [0, 1] -> tokens of the language model (b, h w / shuffle^2, d)."""
-        if self.vision is None:
-            raise ValueError("this model has no vision encoder")
-        return self.project(self.vision(pixels), pixels.shape[-2:])
+        """Images (b, 3, H, W) or tubelets (b, f, 3, H, W) of one size, in [0, 1] -> tokens (b, h w / shuffle^2, d)."""
+        return self.project(self._eyes()(pixels), pixels.shape[-2:])
 
     def project(self, features: Tensor, size: tuple[int, int]) -> Tensor:
         """Patch features (b, h w, d_vision) of images of ``size`` pixels -> tokens (b, h w / shuffle^2, d)."""
-        grid = self.vision.grid(size)
-        return self.projector(pixel_shuffle(features, grid, self.config.vision.shuffle))
+        return self.projector.project(features, self.vision.grid(size))
+
+    def see_all(self, pixels: Sequence[Tensor]) -> list[Tensor]:
+        """Tokens (n, d) of images (3, H, W) and videos (frames, 3, H, W) of any sizes, encoded together.
+
+        Where the tower has DeepStack the tokens are (1 + taps, n, d): the first of these are the tokens themselves.
+        """
+        eyes, units, owners = self._eyes(), [], []
+        for i, item in enumerate(pixels):
+            own = list(item.to(self.device).split(self.config.vision.tubelet)) if item.dim() == 4 else [item]
+            units += [unit.to(self.device) for unit in own]
+            owners += [i] * len(own)
+        tokens: list[list[Tensor]] = [[] for _ in pixels]
+        for i, features in zip(owners, eyes.encode(units), strict=True):
+            tokens[i].append(self.projector(features))
+        return [torch.cat(own, dim=-2) for own in tokens]
+
+    def hear(self, clips: Sequence[Tensor]) -> list[Tensor]:
+        """Tokens (n, d) of sounds: log-mel features (frames, n_mels) of clips of any length."""
+        if not clips:
+            return []
+        if self.sound is None:
+            raise ValueError("this model has no sound encoder")
+        tokens: list[Tensor] = []
+        for start in range(0, len(clips), CLIPS_AT_ONCE):
+            some = clips[start : start + CLIPS_AT_ONCE]
+            lengths = torch.tensor([len(clip) for clip in some], device=self.device)
+            features = pad_sequence([clip.to(self.device, self.dtype) for clip in some], batch_first=True)
+            heard = self.sound_projector(self.sound(features, lengths))
+            tokens += [row[: self.sound.tokens_of(len(clip))] for row, clip in zip(heard, some, strict=True)]
+        return tokens
+
+    def prune(self, video: Tensor, rate: float) -> tuple[Tensor, Tensor]:
+        """The tokens of a video (frames, 3, H, W) that EVS keeps, and (tubelets, h w) True at their places."""
+        (tokens,) = self.see_all([video])
+        grid = self.image_grid(video.shape[-2:])
+        flat = tokens if tokens.dim() == 2 else tokens[0]
+        kept = retention_mask(flat.unflatten(0, (-1, grid[0] * grid[1])), rate)
+        return tokens[..., kept.flatten(), :], kept
 
     def image_grid(self, size: tuple[int, int]) -> tuple[int, int]:
         """Rows and columns of tokens that an image of ``size`` (height, width) takes, before anything is encoded."""
-        if self.config.vision is None:
-            raise ValueError("this model has no vision encoder")
+        self._eyes()
         side = self.config.vision.token_pixels
         height, width = size
         if height % side or width % side or not height or not width:
             raise ValueError(f"an image of {height}x{width} pixels does not divide into tokens of {side}x{side}")
         return height // side, width // side
 
-    def _find_images(self, inputs: Inputs) -> "_Places":
-        """Where the images of ``inputs`` go. Placeholders and images must agree; nothing is encoded before they do."""
+    def _eyes(self) -> nn.Module:
+        if self.vision is None:
+            raise ValueError("this model has no vision encoder")
+        return self.vision
+
+    def pieces(self, pixels: Sequence[Tensor], kept: Sequence[Tensor | None] = ()) -> list[list[Piece]]:
+        """The runs that each image or video takes, in order."""
+        found = []
+        for i, item in enumerate(pixels):
+            tubelet = self.config.vision.tubelet if self.config.vision else 1
+            frames = len(item) if item.dim() == 4 else tubelet
+            if frames % tubelet or not frames:
+                raise ValueError(f"a video has {frames} frames; they must be a multiple of the tubelet, {tubelet}")
+            found.append(pieces_of(self.image_grid(item.shape[-2:]), kept[i] if kept else None, frames // tubelet))
+        return found
+
+    def find_media(self, ids: Tensor, kind: str) -> Tensor:
+        """(b, n) True at the placeholders of ``kind``: "image" (and video), or "sound"."""
+        names = {"image": ("image", "video"), "sound": ("sound",)}[kind]
+        tokens = [self.config.special_tokens[name] for name in names if name in self.config.special_tokens]
+        if not tokens:
+            raise ValueError(f"this model's special_tokens name no {kind} placeholder")
+        return torch.isin(ids, torch.tensor(tokens, device=ids.device))
+
+    def _find_media(self, inputs: Inputs) -> "_Places":
+        """Where the media of ``inputs`` go. Placeholders and media must agree; nothing is encoded before they do."""
         if inputs.segments is not None:
-            raise ValueError("packed sequences with images are not supported: give each its own row")
-        grids = [self.image_grid(p.shape[-2:]) for p in inputs.pixels]
-        if "image" not in self.config.special_tokens:
-            raise ValueError("this model's special_tokens name no image placeholder")
-        flags = inputs.input_ids == self.config.special_tokens["image"]
-        return _Places(flags, grids, image_runs(flags, [h * w for h, w in grids]))
+            raise ValueError("packed sequences with media are not supported: give each its own row")
+        flags = heard = None
+        owned = self.pieces(inputs.pixels, inputs.kept)
+        pieces = [p for own in owned for p in own if p.size]
+        sizes = [sum(p.size for p in own) for own in owned]
+        runs = []
+        if inputs.pixels:
+            flags = self.find_media(inputs.input_ids, "image")
+            runs = media_runs(flags, [p.size for p in pieces])
+        if inputs.sounds:
+            if self.sound is None:
+                raise ValueError("this model has no sound encoder")
+            heard = self.find_media(inputs.input_ids, "sound")
+            media_runs(heard, [self.sound.tokens_of(len(clip)) for clip in inputs.sounds], "sound")
+        return _Places(flags, heard, pieces, runs, sizes)
 
-    def _positions_of(self, places: "_Places", mask: Tensor | None, cache: Cache | None) -> Tensor | None:
+    def _positions_of(self, places: "_Places", inputs: Inputs, cache: Cache | None) -> Tensor | None:
         """(3, b, n) positions that follow from the images' grids; None where the tower has no rotary positions."""
-        if self.context.rotary is None:
+        if self.context.rotary is None or places.flags is None:
             return None
-        flags, grids, pieces = places
-        first = cache.next_positions() if cache is not None else torch.zeros(len(flags), dtype=torch.int64)
-        return image_positions(flags, mask, pieces, grids, first)
+        ids = inputs.input_ids
+        first = cache.next_positions() if cache is not None else torch.zeros(len(ids), dtype=torch.int64)
+        return media_positions(ids.shape, inputs.mask, places.runs, places.pieces, first).to(ids.device)
 
-    def _see_all(self, pixels: Sequence[Tensor]) -> list[Tensor]:
-        """Tokens of every image; images of one size go through the encoder together."""
-        by_size: dict[tuple[int, ...], list[int]] = {}
-        for i, image in enumerate(pixels):
-            by_size.setdefault(tuple(image.shape), []).append(i)
-        tokens: list[Tensor] = list(pixels)
-        for members in by_size.values():
-            seen = self.see(torch.stack([pixels[i] for i in members]).to(self.device))
-            for i, one in zip(members, seen, strict=True):
-                tokens[i] = one
-        return tokens
+    def _seen(self, inputs: Inputs, seen: Sequence[Tensor] | None) -> list[Tensor]:
+        """Tokens of every image and video: those that are known, and the others encoded."""
+        known = list(seen) if seen is not None else list(inputs.seen) or [None] * len(inputs.pixels)
+        missing = [i for i, tokens in enumerate(known) if tokens is None]
+        if missing:
+            for i, tokens in zip(missing, self.see_all([inputs.pixels[i] for i in missing]), strict=True):
+                known[i] = tokens
+        return known
+
+    def _pour(
+        self, x: Tensor, places: "_Places", seen: Sequence[Tensor], heard: Sequence[Tensor]
+    ) -> tuple[Tensor, dict[int, Tensor]]:
+        """Embeddings (b, n, d) with the media's tokens in place of their placeholders, and what DeepStack adds."""
+        added = {}
+        if places.flags is not None:
+            wanted, given = places.sizes, [tokens.shape[-2] for tokens in seen]
+            if wanted != given:
+                raise ValueError(f"the images take {wanted} tokens; those given have {given}")
+            # The runs stand in the media's order, so the tokens can be poured in one after the other.
+            tokens, where = torch.cat(list(seen), dim=-2).to(x.dtype), places.flags[..., None]
+            first = tokens if tokens.dim() == 2 else tokens[0]
+            x = x.masked_scatter(where, first)
+            for (_, layer), tap in zip(
+                self.config.vision.deepstack, tokens[1:] if tokens.dim() == 3 else (), strict=True
+            ):
+                added[layer] = torch.zeros_like(x).masked_scatter(where, tap)
+        if places.heard is not None:
+            x = x.masked_scatter(places.heard[..., None], torch.cat(list(heard)).to(x.dtype))
+        return x, added
 
     # -- generation ----------------------------------------------------------------------------------------------------
 
@@ -171,41 +267,15 @@ class Omni(nn.Module):
 
     # -- inputs --------------------------------------------------------------------------------------------------------
 
-    def prepare(self, messages: list, **template: Any) -> Inputs:
+    def prepare(self, messages: list, **options: Any) -> Inputs:
         """OpenAI-style messages (or a list of conversations) -> inputs, rows padded on the left.
 
-        ``template`` goes to the chat template (thinking, tools, ...). Images become ``Inputs.pixels``.
+        See :func:`omni.prepare.prepare`: ``pruning``, ``fps`` and ``max_frames`` of videos; what else is given goes to
+        the chat template (thinking, tools, ...).
         """
-        if self.tokenizer is None:
-            raise ValueError("this model was loaded without a tokenizer; give it token ids")
-        conversations = messages if messages and isinstance(messages[0], list) else [messages]
-        rows, pixels = [], []
-        for conversation in conversations:
-            ids, images = self._prepare_one(conversation, template)
-            rows.append(ids)
-            pixels.extend(images)
-        input_ids, mask = pad_rows(rows, self.tokenizer.special.get("pad", 0), left=True)
-        inputs = Inputs(input_ids, mask, tuple(pixels))
-        return inputs.to(self.device)
+        from omni.prepare import prepare
 
-    def _prepare_one(self, conversation: list[dict], template: dict) -> tuple[list[int], list[Tensor]]:
-        from omni.tokenizers.image import fit, open_image
-
-        ids = self.tokenizer.encode_chat(conversation, **template)
-        sources = [part for message in conversation for part in _images(message)]
-        if not sources:
-            return ids, []
-        if self.vision is None:
-            raise ValueError("this model reads no images")
-        side = self.config.vision.token_pixels
-        longest = self.config.vision.max_grid * self.config.vision.patch_size
-        images = [fit(open_image(source), multiple=side, max_side=longest) for source in sources]
-        sizes = iter([h * w for h, w in (self.image_grid(i.shape[-2:]) for i in images)])
-        placeholder = self.config.special_tokens["image"]
-        expanded: list[int] = []
-        for token in ids:
-            expanded.extend([token] * next(sizes) if token == placeholder else [token])
-        return expanded, images
+        return prepare(self, messages, **options)
 
     def _as_inputs(self, inputs: Tensor | Inputs) -> Inputs:
         return inputs if isinstance(inputs, Inputs) else Inputs(inputs)
@@ -221,34 +291,17 @@ class Omni(nn.Module):
 
 
 class _Places(NamedTuple):
-    """Where a call's images go."""
+    """Where a call's media go."""
 
-    flags: Tensor  # (b, n) True at placeholders
-    grids: list[tuple[int, int]]  # rows and columns of each image's tokens
-    pieces: list[tuple[int, int, int]]  # row, start and stop of each image
-
-
-def _place_images(x: Tensor, places: _Places, seen: Sequence[Tensor]) -> Tensor:
-    """Embeddings (b, n, d) with the images' tokens in place of their placeholders."""
-    wanted, given = [h * w for h, w in places.grids], [len(tokens) for tokens in seen]
-    if wanted != given:
-        raise ValueError(f"the images take {wanted} tokens; those given have {given}")
-    # The runs stand in the images' order, so the tokens can be poured in one after the other.
-    return x.masked_scatter(places.flags[..., None], torch.cat(list(seen)).to(x.dtype))
+    flags: Tensor | None  # (b, n) True at placeholders of images and videos
+    heard: Tensor | None  # (b, n) True at placeholders of sounds
+    pieces: list[Piece]  # of images and videos
+    runs: list[tuple[int, int, int]]  # row, start and stop of each piece
+    sizes: list[int]  # tokens of each image and video
 
 
-def _images(message: dict) -> list:
-    """The image sources of one message's parts, in order."""
-    content = message.get("content")
-    if not isinstance(content, list):
-        return []
-    found = []
-    for part in content:
-        if part.get("type") == "image":
-            found.append(part["image"])
-        elif part.get("type") == "image_url":
-            found.append(part["image_url"]["url"])
-    return found
+def _sound_projector(config: SoundConfig, d: int) -> Projector:
+    return Projector(config.d_model, config.d_projector, d)
 
 
 def _last(hidden: Tensor, mask: Tensor | None) -> Tensor:

@@ -47,6 +47,7 @@ class ReadPlan:
     questions: int = 4
     bare: float = 0.0  # share of batches without a chat around
     read_first: float = 0.0  # share of batches whose questions come after a transcription
+    foreign: float = 0.0  # share of conversations with a question that the page does not answer
     talk: bool = True  # False: only name the glyphs under each patch
     weight: float = 1.0
     cell_weight: float = 0.3  # of naming the characters within each token's square
@@ -57,6 +58,7 @@ class ReadPlan:
         _check_counts(self, "size", "questions", "every")
         _check(self, "bare", 0, 1)
         _check(self, "read_first", 0, 1)
+        _check(self, "foreign", 0, 1)
         _check_mixture(self, "levels")
 
 
@@ -106,6 +108,32 @@ class TalkPlan:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SensePlan:
+    """Clips, recordings, films or still pictures: ``size`` rows with up to ``questions`` each.
+
+    ``kinds`` weighs the kinds of the world, by default all alike.
+    """
+
+    size: int
+    questions: int = 4
+    read_first: float = 0.0  # share of rows whose questions come after all of it is told
+    kinds: dict[str, float] | None = None
+    weight: float = 1.0
+    named_weight: float = 0.3  # of naming what each token shows, or what is heard at it
+    every: int = 1
+
+    def __post_init__(self) -> None:
+        _check_counts(self, "size", "questions", "every")
+        _check(self, "read_first", 0, 1)
+        if self.kinds is not None:
+            weights = self.kinds.values() if isinstance(self.kinds, dict) else ()
+            _require(any(w > 0 for w in weights), f"SensePlan.kinds is {self.kinds!r}; it must map kinds to weights")
+
+
+SENSES = ("watch", "listen", "film", "look")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Stage:
     """A stretch of training with one mixture. ``lr`` is reached after the recipe's warm-up; ``decay`` lets it fall to
     ``final_lr`` over the stage, as one minus the square root of the progress (the family's own schedule)."""
@@ -118,6 +146,10 @@ class Stage:
     read: ReadPlan | None = None
     draw: DrawPlan | None = None
     talk: TalkPlan | None = None
+    watch: SensePlan | None = None
+    listen: SensePlan | None = None
+    film: SensePlan | None = None
+    look: SensePlan | None = None
 
     def __post_init__(self) -> None:
         _check(self, "steps", 1, whole=True)
@@ -211,7 +243,7 @@ def scaled(plan: Any, scale: float) -> Any:
 
 def _stage(plain: dict[str, Any]) -> Stage:
     _require(isinstance(plain, dict), f"a stage is {plain!r}; it must be a mapping")
-    parts = {"read": ReadPlan, "draw": DrawPlan, "talk": TalkPlan}
+    parts = {"read": ReadPlan, "draw": DrawPlan, "talk": TalkPlan, **dict.fromkeys(SENSES, SensePlan)}
     return _build(Stage, {k: _build(parts[k], v) if k in parts and v else v for k, v in plain.items()})
 
 

@@ -3,6 +3,8 @@
 The two meet only in the cache: layer i of the denoiser reads the slot of context layer i.
 """
 
+from collections.abc import Mapping
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -75,42 +77,57 @@ class Tower(nn.Module):
         causal: bool = True,
         time: Tensor | None = None,  # (b,) noise level in [0, 1]
         noisy: Tensor | None = None,  # (b, n) True at tokens that carry noise; default: all
+        added: Mapping[int, Tensor] | None = None,  # layer -> (b, n, d) that is added behind it
     ) -> Tensor:
+        added = added or {}
         if mask is not None and not bool(mask.all()):
             order = torch.argsort(~mask, dim=1, stable=True)  # real tokens first: layers only know right padding
             move = _mover(order)
             x, segments, positions, noisy = move(x), move(segments), move(positions, 2), move(noisy)
+            added = {layer: move(value) for layer, value in added.items()}
             lengths, back = mask.sum(dim=1), _mover(torch.argsort(order, dim=1))
         else:
             lengths = back = None
         self._check(x, cache, context, lengths, segments, causal, time)
         piece = _piece(x, cache, lengths, time)
         if piece < x.shape[1]:
-            return self._run_in_pieces(x, piece, cache, positions)
+            return self._run_in_pieces(x, piece, cache, positions, added)
         layout = self._layout(x, cache, context, lengths, segments, positions, causal)
-        x = self._run(x, layout, cache, context, time, noisy)
+        x = self._run(x, layout, cache, context, time, noisy, added)
         return back(x) if back else x
 
-    def _run_in_pieces(self, x: Tensor, piece: int, cache: Cache, positions: Tensor | None) -> Tensor:
+    def _run_in_pieces(
+        self, x: Tensor, piece: int, cache: Cache, positions: Tensor | None, added: Mapping[int, Tensor]
+    ) -> Tensor:
         """A long prompt, a piece after the other: the same as one call, since the cache carries on between them."""
         parts = []
         for start in range(0, x.shape[1], piece):
             part, span = x[:, start : start + piece], slice(start, start + piece)
             own = None if positions is None else positions[..., span]
-            parts.append(
-                self._run(part, self._layout(part, cache, None, None, None, own, True), cache, None, None, None)
-            )
+            layout = self._layout(part, cache, None, None, None, own, True)
+            more = {layer: value[:, span] for layer, value in added.items()}
+            parts.append(self._run(part, layout, cache, None, None, None, more))
         return torch.cat(parts, dim=1)
 
-    def _run(self, x: Tensor, layout: Layout, cache: Cache | None, context: Cache | None, time, noisy) -> Tensor:
+    def _run(
+        self,
+        x: Tensor,
+        layout: Layout,
+        cache: Cache | None,
+        context: Cache | None,
+        time: Tensor | None,
+        noisy: Tensor | None,
+        added: Mapping[int, Tensor],
+    ) -> Tensor:
         none = [None] * len(self.blocks)
         slots = cache.slots if cache else none
         reads = context.slots if context else none
         if self.config.residual_fp32:
             x = x.to(wide(x.dtype))
         x, modulations = self.time(x, time, noisy)
-        for block, slot, read, modulation in zip(self.blocks, slots, reads, modulations or none, strict=True):
-            x = block(x, layout, slot, read, modulation)
+        for i, (block, slot, read) in enumerate(zip(self.blocks, slots, reads, strict=True)):
+            x = block(x, layout, slot, read, modulations[i] if modulations else None)
+            x = x + added[i] if i in added else x
         if cache is not None:
             cache.advance(x.shape[1] if layout.lengths is None else layout.lengths)
         return self.norm(x.to(self.norm.weight.dtype))

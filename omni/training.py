@@ -3,6 +3,7 @@
     batches(step)  ──>  read: next token of the answers, glyph under each patch
                         draw: velocity of noisy pictures over one reading of the caption
                         talk: next token of packed dialogues
+                        watch, listen, film, look: next token of the answers, what is seen or heard at each token
     loss = weighted sum  ──>  Muon and AdamW, warm-up, constant rate, falling at the end  ──>  averaged weights (EMA)
 
 Batches are a pure function of the step, so a resumed run continues exactly. With several ``devices`` every process
@@ -11,6 +12,7 @@ takes its own part of each step's batch, and they share the gradient. ``omni tra
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -38,13 +40,17 @@ from omni.data.batches import (
     read_batch,
     talk_batch,
 )
+from omni.data.clips import CLIP_CLASSES
 from omni.data.documents import SIZES
+from omni.data.senses import SENSES as SENSE_BATCHES
+from omni.data.senses import SenseBatch
+from omni.data.sounds import UNITS
 from omni.decoders.flow import interpolate, sample_times
 from omni.inputs import Inputs
 from omni.mixers.moe import Router
 from omni.model import Omni
 from omni.optim import optimizer
-from omni.recipe import DrawPlan, ReadPlan, Recipe, TalkPlan, load_recipe, scaled
+from omni.recipe import SENSES, DrawPlan, ReadPlan, Recipe, SensePlan, TalkPlan, load_recipe, scaled
 from omni.tokenizers.bytes import ByteTokenizer
 from omni.tokenizers.latent import PixelCodec
 
@@ -77,12 +83,19 @@ class Steps(IterableDataset):
         stage, inner = self.recipe.at(step)
         seed = self.recipe.seed * 1_000_003 + step
         scale = self.recipe.batch_scale
-        plans = {"read": stage.read, "draw": stage.draw, "talk": stage.talk}
         made = {}
-        for kind, plan in plans.items():
-            if plan is not None and inner % plan.every == 0:
-                made[kind] = (plan, getattr(self, f"_{kind}")(seed, scaled(plan, scale)))
+        for i, kind in enumerate(("read", "draw", "talk", *SENSES)):
+            plan = getattr(stage, kind)
+            if plan is not None and (inner + i) % plan.every == 0:  # not all kinds in the same steps
+                make = self._sense if kind in SENSES else getattr(self, f"_{kind}")
+                made[kind] = (plan, make(seed, scaled(plan, scale), **({"kind": kind} if kind in SENSES else {})))
         return made
+
+    def _sense(self, seed: int, plan: SensePlan, kind: str) -> SenseBatch:
+        more = {} if kind == "look" else {"read_first": plan.read_first}
+        more |= {"kinds": plan.kinds} if kind in ("watch", "listen") else {}
+        own = replace(self.encoding, parts=self.parts)
+        return SENSE_BATCHES[kind](self._own(seed), plan.size, own, plan.questions, **more)
 
     def _read(self, seed: int, plan: ReadPlan) -> ReadBatch:
         look = Random(f"read {seed}")  # the same in every process
@@ -97,6 +110,7 @@ class Steps(IterableDataset):
             questions=plan.questions,
             talk=plan.talk,
             read_first=look.random() < plan.read_first,
+            foreign=plan.foreign,
         )
 
     def _draw(self, seed: int, plan: DrawPlan) -> DrawBatch:
@@ -122,6 +136,8 @@ class OmniTraining(L.LightningModule):
         )
         noisy = model.config.denoiser.d_model if model.config.denoiser else 1
         self.thing_head = nn.Linear(noisy, sum(THING_CLASSES))
+        self.clip_head = nn.Linear(model.config.context.d_model, sum(CLIP_CLASSES))
+        self.sound_head = nn.Linear(model.config.context.d_model, 1 + len(UNITS))
         self.ema = Average(model, recipe.ema)
         for part in self._frozen():
             part.requires_grad_(False)
@@ -131,7 +147,9 @@ class OmniTraining(L.LightningModule):
             part.eval()  # its routers count no tokens
         parts = {}
         for kind, (plan, data) in batch.items():
-            parts |= getattr(self, f"{kind}_losses")(plan, data)
+            parts |= (
+                self.sense_losses(kind, plan, data) if kind in SENSES else getattr(self, f"{kind}_losses")(plan, data)
+            )
         total = sum(weight * loss for weight, loss in parts.values())
         total = total + self._balance()
         self.log_dict({name: loss.detach() for name, (_, loss) in parts.items()}, prog_bar=True)
@@ -184,6 +202,33 @@ class OmniTraining(L.LightningModule):
     def talk_losses(self, plan: TalkPlan, batch: TalkBatch) -> dict[str, tuple[float, Tensor]]:
         hidden = self.model.read(Inputs(batch.input_ids, segments=batch.segments))
         return {"talk": (plan.weight, losses.next_token(self.model.predict(hidden), batch.labels))}
+
+    def sense_losses(self, kind: str, plan: SensePlan, batch: SenseBatch) -> dict[str, tuple[float, Tensor]]:
+        """Next tokens of the answers, and the classes of what each token shows or of what is heard at it."""
+        model, parts, seen, clips, tokens_heard = self.model, {}, None, (), None
+        if batch.frames is not None:
+            tokens = self._see(batch.frames)  # (b, units, tokens, d)
+            seen = [row.flatten(0, 1) for row in tokens]
+            if batch.shown is not None:
+                named = self.clip_head(tokens).split(CLIP_CLASSES, dim=-1)
+                told = sum(losses.balanced(*pair) for pair in zip(named, batch.shown.unbind(-1), strict=True))
+                parts[f"{kind}_shown"] = (plan.named_weight, told)
+        if batch.sounds is not None:
+            clips = tuple(row[:n] for row, n in zip(batch.sounds, batch.lengths.tolist(), strict=True))
+            heard = model.sound_projector(model.sound(batch.sounds, batch.lengths))
+            told = losses.balanced(self.sound_head(heard), batch.heard)
+            parts[f"{kind}_heard"] = (plan.named_weight, told)
+            tokens_heard = [row[: model.sound.tokens_of(len(c))] for row, c in zip(heard, clips, strict=True)]
+        pixels = () if batch.frames is None else tuple(f if len(f) > 1 else f[0] for f in batch.frames)
+        hidden = model.read(Inputs(batch.input_ids, pixels=pixels, sounds=clips), seen=seen, heard=tokens_heard)
+        return parts | {kind: (plan.weight, losses.next_token(model.predict(hidden), batch.labels))}
+
+    def _see(self, frames: Tensor) -> Tensor:
+        """(b, T, 3, H, W) -> tokens (b, units, n, d): tubelets, or still pictures where T is 1."""
+        b, t = frames.shape[:2]
+        f = self.model.config.vision.tubelet if t > 1 else 1
+        units = frames.unflatten(1, (t // f, f)).flatten(0, 1)
+        return self.model.see(units if f > 1 else units[:, 0]).unflatten(0, (b, t // f))
 
     def _balance(self) -> Tensor | float:
         """Sum of the routers' balance losses since the last step."""
@@ -255,7 +300,11 @@ class Average(nn.Module):
         self.updates += 1
         decay = min(self.decay, (1 + int(self.updates)) / (10 + int(self.updates)))
         for name, value in model.state_dict().items():
-            self.get_buffer(name.replace(".", "/")).lerp_(value.detach(), 1 - decay)
+            average = self.get_buffer(name.replace(".", "/"))
+            if value.is_floating_point():
+                average.lerp_(value.detach(), 1 - decay)
+            else:
+                average.copy_(value)
 
     def weights(self) -> dict[str, Tensor]:
         """The averaged state dict."""
@@ -264,10 +313,22 @@ class Average(nn.Module):
 
 def encoding(model: Omni) -> Encoding:
     """What the batches must know of ``model``."""
-    v = model.config.vision
+    v, special, tokenizer = model.config.vision, model.config.special_tokens, model.tokenizer
     patch, token = (v.patch_size, v.token_pixels) if v else (1, 1)
-    latent = model.config.latent.token_pixels if model.config.latent else 1
-    return Encoding(model.tokenizer.encode, model.tokenizer.encode_chat, model.tokenizer.special, patch, token, latent)
+    media = [kind for kind in ("image", "video", "sound") if kind in special]
+    return Encoding(
+        tokenizer.encode,
+        tokenizer.encode_chat,
+        tokenizer.special,
+        patch,
+        token,
+        model.config.latent.token_pixels if model.config.latent else 1,
+        tubelet=v.tubelet if v else 1,
+        n_mels=model.config.sound.n_mels if model.config.sound else 1,
+        sound_tokens=model.sound.tokens_of if model.sound else int,
+        names={kind: tokenizer.name_of(special[kind]) for kind in media},
+        placeholders=tuple(special[kind] for kind in media),
+    )
 
 
 def build(recipe: Recipe) -> OmniTraining:

@@ -202,7 +202,7 @@ class Chat:
                 yield from self._read_event(event, parsers[event.row], usage)
         finally:
             if len(rows) == 1:
-                self._kept = Kept(reader.fed, inputs.pixels, reader.cache)
+                self._kept = Kept(inputs, reader.fed, reader.cache)
 
     def _reusable(self, inputs: Inputs) -> Kept | None:
         """The cache of the last conversation, if this one continues it. It is given away: the answer changes it."""

@@ -1,7 +1,8 @@
 """A model and its cache as the callables that the next-token loop wants: the prompt in chunks, then token by token."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from rich.console import Console
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from omni.cache import Cache
 from omni.decoders.autoregressive import prefill, spans
-from omni.inputs import Inputs, image_runs
+from omni.inputs import Inputs, media_runs
 from omni.model import Omni
 
 CHUNK = 2048  # tokens of the prompt read at once
@@ -20,19 +21,28 @@ LONG = 4  # chunks from which on a progress bar is shown
 
 @dataclass
 class Kept:
-    """A conversation's tokens and images, and the cache that has read them."""
+    """A conversation's tokens and media, and the cache that has read them."""
 
+    inputs: Inputs
     ids: list[int]
-    pixels: tuple[Tensor, ...]
     cache: Cache
 
     def begins(self, inputs: Inputs) -> bool:
         """Whether ``inputs`` (one row) is these tokens and more."""
-        n, seen = len(self.ids), len(self.pixels)
+        n = len(self.ids)
         if inputs.input_ids.shape[1] <= n or inputs.input_ids[0, :n].tolist() != self.ids:
             return False
-        pairs = zip(self.pixels, inputs.pixels[:seen], strict=False)
-        return len(inputs.pixels) >= seen and all(torch.equal(a, b) for a, b in pairs)
+        media = ("pixels", "sounds", "kept")
+        return all(_continues(getattr(self.inputs, name), getattr(inputs, name)) for name in media)
+
+
+def _continues(old: Sequence[Tensor | None], new: Sequence[Tensor | None]) -> bool:
+    """Whether ``new`` begins with the tensors of ``old``."""
+    return len(old) <= len(new) and all(map(_equal, old, new))
+
+
+def _equal(a: Tensor | None, b: Tensor | None) -> bool:
+    return a is b or (a is not None and b is not None and torch.equal(a, b))
 
 
 class Reader:
@@ -43,7 +53,7 @@ class Reader:
         self.inputs = inputs
         rows, n = inputs.input_ids.shape
         self.reused = 0 if kept is None else len(kept.ids)
-        self._seen = 0 if kept is None else len(kept.pixels)
+        self._known = None if kept is None else kept.inputs
         self.cache = model.new_cache(rows, n + min(answer, RESERVE)) if kept is None else kept.cache
         self.fed: list[int] = [] if kept is None else list(kept.ids)  # of the first row
 
@@ -63,21 +73,24 @@ class Reader:
         return self.model.logits(chunk, self.cache, last_only=True)[:, -1]
 
     def _chunks(self, size: int) -> list[Inputs]:
-        """The prompt behind what is reused, cut between images."""
-        ids, mask = self.inputs.input_ids[:, self.reused :], self.inputs.mask
-        pixels = self.inputs.pixels[self._seen :]
-        pieces = self._image_pieces(ids, pixels)
-        chunks = []
-        for start, stop in spans(ids.shape[1], size, [(a, b) for _, a, b in pieces]):
-            inside = tuple(p for p, (_, a, _) in zip(pixels, pieces, strict=True) if start <= a < stop)
-            chunks.append(Inputs(ids[:, start:stop], None if mask is None else mask[:, start:stop], inside))
-        return chunks
+        """The prompt behind what is reused, cut between the runs of its media."""
+        return split(self.model, self._rest(), size)
 
-    def _image_pieces(self, ids: Tensor, pixels: Sequence[Tensor]) -> list[tuple[int, int, int]]:
-        if not pixels:
-            return []
-        grids = [self.model.image_grid(p.shape[-2:]) for p in pixels]
-        return image_runs(ids == self.model.config.special_tokens["image"], [h * w for h, w in grids])
+    def _rest(self) -> Inputs:
+        """The prompt without what the cache has read."""
+        whole, n = self.inputs, self.reused
+        if self._known is None:
+            return whole
+        seen, heard = len(self._known.pixels), len(self._known.sounds)
+        return replace(
+            whole,
+            input_ids=whole.input_ids[:, n:],
+            mask=None if whole.mask is None else whole.mask[:, n:],
+            pixels=whole.pixels[seen:],
+            sounds=whole.sounds[heard:],
+            kept=whole.kept[seen:],
+            seen=whole.seen[seen:],
+        )
 
     @torch.inference_mode()
     def step(self, tokens: Tensor) -> Tensor:
@@ -88,3 +101,41 @@ class Reader:
     @torch.inference_mode()
     def keep(self, rows: Tensor) -> None:
         self.cache = self.cache.select(rows)
+
+
+class _Unit(NamedTuple):
+    """One run of an image or of a tubelet, as an image or video of its own."""
+
+    pixels: Tensor
+    kept: Tensor | None
+    seen: Tensor | None
+    size: int
+
+
+def split(model: Omni, inputs: Inputs, size: int) -> list[Inputs]:
+    """``inputs`` in chunks of about ``size`` tokens; no run of an image, tubelet or clip of sound is cut."""
+    ids, mask = inputs.input_ids, inputs.mask
+    units = list(_units(model, inputs))
+    seen = media_runs(model.find_media(ids, "image"), [u.size for u in units]) if units else []
+    lengths = [model.sound.tokens_of(len(clip)) for clip in inputs.sounds]
+    heard = media_runs(model.find_media(ids, "sound"), lengths, "sound") if lengths else []
+    chunks = []
+    for start, stop in spans(ids.shape[1], size, [(a, b) for _, a, b in [*seen, *heard]]):
+        inside = [unit for unit, (_, a, _) in zip(units, seen, strict=True) if start <= a < stop]
+        sounds = tuple(clip for clip, (_, a, _) in zip(inputs.sounds, heard, strict=True) if start <= a < stop)
+        chunk = Inputs(ids[:, start:stop], None if mask is None else mask[:, start:stop], sounds=sounds)
+        media = zip(("pixels", "kept", "seen"), zip(*inside, strict=True), strict=False) if inside else ()
+        chunks.append(replace(chunk, **dict(media)))
+    return chunks
+
+
+def _units(model: Omni, inputs: Inputs) -> Iterator[_Unit]:
+    """Every run that has tokens."""
+    for i, pieces in enumerate(model.pieces(inputs.pixels, inputs.kept)):
+        pixels, kept = inputs.pixels[i], inputs.kept[i] if inputs.kept else None
+        seen = inputs.seen[i] if inputs.seen else None
+        parts = [pixels] if pixels.dim() == 3 else pixels.split(len(pixels) // len(pieces))
+        tokens = [None] * len(pieces) if seen is None else seen.split([p.size for p in pieces], dim=-2)
+        for j, piece in enumerate(pieces):
+            if piece.size:
+                yield _Unit(parts[j], None if kept is None else kept[j : j + 1], tokens[j], piece.size)

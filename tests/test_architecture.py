@@ -36,6 +36,7 @@ LEVELS = {
     "omni.model": 5,
     "omni.mtp": 5,
     "omni.optim": 5,
+    "omni.prepare": 5,
     "omni.checkpoint": 5,
     "omni.families": 6,
     "omni.pipelines": 7,

@@ -68,8 +68,10 @@ def test_answers_equal_plain_decoding_of_each_question(reader):
 
 def test_a_page_is_encoded_once_however_many_questions(reader, monkeypatch):
     seen = []
-    see = type(reader.model).see
-    monkeypatch.setattr(type(reader.model), "see", lambda self, pixels: seen.append(len(pixels)) or see(self, pixels))
+    see = type(reader.model).see_all
+    monkeypatch.setattr(
+        type(reader.model), "see_all", lambda self, pixels: seen.append(len(pixels)) or see(self, pixels)
+    )
     many = [f"What is line {i}?" for i in range(QUESTIONS_AT_ONCE + 3)]
     answers = reader([page(1), page(2)], many, max_new_tokens=2)
     assert len(answers) == len(many)
@@ -101,8 +103,10 @@ def test_end_token_ends_the_answer(reader, monkeypatch):
 def test_a_page_read_aloud_stands_before_its_questions(reader, monkeypatch):
     monkeypatch.setattr("omni.pipelines.documents.READ_TOKENS", 9)
     seen = []
-    see = type(reader.model).see
-    monkeypatch.setattr(type(reader.model), "see", lambda self, pixels: seen.append(len(pixels)) or see(self, pixels))
+    see = type(reader.model).see_all
+    monkeypatch.setattr(
+        type(reader.model), "see_all", lambda self, pixels: seen.append(len(pixels)) or see(self, pixels)
+    )
     answers = reader(page(), QUESTIONS, max_new_tokens=6, read_first=True)
     assert seen == [1]
     text = reader.transcribe(page(), max_new_tokens=9)[0]
@@ -129,6 +133,14 @@ def test_the_checkpoint_says_whether_pages_are_read_first(reader, monkeypatch):
     assert asked == [TRANSCRIBE, QUESTIONS[0], QUESTIONS[0], TRANSCRIBE, QUESTIONS[0]]
 
 
+def again(model, ids, pixels, said):
+    """Logits behind the prompt and what was said, which may hold placeholders that stand for nothing."""
+    cache = model.new_cache(1)
+    with torch.inference_mode():
+        logits = model.logits(Inputs(ids, pixels=(pixels,)), cache)
+        return (model.logits(torch.tensor([said]), cache) if said else logits)[0, -1]
+
+
 def test_several_views_answer_with_their_mean(reader):
     """Token by token against every look read on its own, all again at each step."""
     answers = reader(page(), QUESTIONS, max_new_tokens=5, views=3)
@@ -137,9 +149,7 @@ def test_several_views_answer_with_their_mean(reader):
         rows = [(torch.tensor([ids]), look) for look in looks(pixels, 3, reader.model.config.vision.token_pixels)]
         said, total = [], 0.0
         while len(said) < 5 and (not said or said[-1] not in reader.ends):
-            behind = torch.tensor([said], dtype=torch.int64)
-            with torch.inference_mode():
-                each = [reader.model.logits(Inputs(torch.cat([i, behind], 1), pixels=(p,)))[0, -1] for i, p in rows]
+            each = [again(reader.model, ids, look, said) for ids, look in rows]
             score, token = torch.stack(each).log_softmax(-1).mean(0).max(-1)
             said.append(int(token))
             total += float(score)
@@ -163,8 +173,10 @@ def test_the_first_look_is_the_page_and_the_others_are_moved(reader):
 def test_the_checkpoint_says_how_many_views(reader, monkeypatch):
     monkeypatch.setitem(reader.model.config.sampling, "document_views", 2.0)
     rows = []
-    see = type(reader.model).see
-    monkeypatch.setattr(type(reader.model), "see", lambda self, pixels: rows.append(len(pixels)) or see(self, pixels))
+    see = type(reader.model).see_all
+    monkeypatch.setattr(
+        type(reader.model), "see_all", lambda self, pixels: rows.append(len(pixels)) or see(self, pixels)
+    )
     reader(page(), QUESTIONS[0], max_new_tokens=1)
     reader(page(), QUESTIONS[0], max_new_tokens=1, views=1)
     assert rows == [2, 1]

@@ -80,7 +80,7 @@ def test_perfect_answers_score_one_and_controls_do_not(model, monkeypatch):
     groups = report.metrics["groups"]
     assert sum(scores["cases"] for name, scores in groups.items() if "transcribed" not in name) == 45
     assert groups["transcribed line"] == {"cases": 4, "character_accuracy": 1.0}
-    assert len(report.samples) == 45 + 16
+    assert len(report.samples) == 45 + 20
 
 
 def test_wrong_answers_score_by_their_distance(model, monkeypatch):

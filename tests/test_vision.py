@@ -9,7 +9,7 @@ from omni.config import replace
 from omni.encoders.projector import Projector
 from omni.encoders.reduction import pixel_shuffle
 from omni.encoders.vision import ConvStem, LinearStem, VisionEncoder
-from omni.inputs import Inputs, image_positions, image_runs, pad_rows
+from omni.inputs import Inputs, Piece, media_positions, media_runs, pad_rows
 
 
 @pytest.fixture(autouse=True)
@@ -189,7 +189,9 @@ def test_image_tokens_take_the_place_of_their_placeholders():
 def test_see_is_encode_shuffle_project():
     model, image = system("M*-E"), picture(4, 6)
     features = pixel_shuffle(model.vision(image[None]), (4, 6), 2)
-    close(model.see(image[None]), model.projector(features), 0)
+    close(model.see(image[None]), Projector.forward(model.projector, features), 0)
+    (unit,) = model.vision.encode([image])
+    close(model.projector(unit), model.see(image[None])[0], 0)
     assert model.image_grid((16, 24)) == (2, 3)
     assert features.shape[1] == 6
 
@@ -248,9 +250,10 @@ def test_positions_by_hand():
     flags = torch.tensor([[0, 0, 1, 1, 1, 1, 1, 1, 0, 0], [0, 0, 0, 1, 1, 0, 1, 1, 1, 1]], dtype=torch.bool)
     mask = torch.tensor([[True] * 10, [False] * 2 + [True] * 8])
     grids = [(2, 3), (2, 1), (1, 4)]
-    pieces = image_runs(flags, [6, 2, 4])
-    assert pieces == [(0, 2, 8), (1, 3, 5), (1, 6, 10)]
-    time, height, width = image_positions(flags, mask, pieces, grids, torch.tensor([0, 100])).tolist()
+    places = media_runs(flags, [6, 2, 4])
+    assert places == [(0, 2, 8), (1, 3, 5), (1, 6, 10)]
+    pieces = [Piece(h * w, (h, w)) for h, w in grids]
+    time, height, width = media_positions(flags.shape, mask, places, pieces, torch.tensor([0, 100])).tolist()
     assert time[0] == [0, 1, 2, 2, 2, 2, 2, 2, 5, 6]
     assert height[0] == [0, 1, 2, 2, 2, 3, 3, 3, 5, 6]
     assert width[0] == [0, 1, 2, 3, 4, 2, 3, 4, 5, 6]

@@ -6,7 +6,8 @@ token.
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,10 @@ class ByteTokenizer:
 
     # -- chat ------------------------------------------------------------------------------------------------
 
+    def name_of(self, token: int) -> str:
+        """How a special token is written where names of special tokens are read."""
+        return self._names[token]
+
     def render(self, messages: list[dict], add_generation_prompt: bool = True, **options: Any) -> str:
         """The conversation as text, special tokens by name. A model gets :meth:`encode_chat`."""
         pieces = self._chat(messages, add_generation_prompt, **options)
@@ -99,6 +104,7 @@ class ByteTokenizer:
     def encode_chat(self, messages: list[dict], add_generation_prompt: bool = True, **options: Any) -> list[int]:
         """Ids of the conversation; one ``<image>``, ``<video>`` or ``<sound>`` id stands for each of its media.
 
+        ``media`` has the texts that stand there instead, in reading order; names of special tokens in them count.
         Options: ``thinking`` (default off), ``tools`` (OpenAI function list), ``truncate_history_thinking`` (on).
         """
         ids: list[int] = []
@@ -116,8 +122,12 @@ class ByteTokenizer:
         thinking: bool | None = None,
         tools: list[dict] | None = None,
         truncate_history_thinking: bool = True,
+        media: Sequence[str] | None = None,
+        marks: dict[str, str] | None = None,  # of chat templates; this format has none
     ) -> Iterator[Piece]:
         turns = read_messages(messages)
+        if media is not None:
+            turns = _expanded(turns, media)
         last_user = max((i for i, turn in enumerate(turns) if turn.role == "user"), default=-1)
         yield from self._opening(turns, tools)
         for i, turn in enumerate(turns):
@@ -147,7 +157,10 @@ class ByteTokenizer:
 
     def _content(self, turn: Message) -> Iterator[Piece]:
         for part in turn.parts:
-            yield NAMED[f"<{part.kind}>"] if isinstance(part, Media) else part
+            if isinstance(part, Media):
+                yield from _split_names(part.text or f"<{part.kind}>")
+            else:
+                yield part
 
     def _assistant(self, turn: Message, keep_reasoning: bool) -> Iterator[Piece]:
         yield from (NAMED["<|im_start|>"], "assistant\n", NAMED["<think>"])
@@ -196,6 +209,15 @@ class ByteTokenizer:
             if found.get(key) != value:
                 raise ValueError(f"{path}: {key} is {found.get(key)!r}; this tokenizer's is {value!r}")
         return cls()
+
+
+def _expanded(turns: list[Message], media: Sequence[str]) -> list[Message]:
+    """The turns with the text of each medium."""
+    texts = iter(media)
+    return [
+        replace(turn, parts=tuple(replace(p, text=next(texts)) if isinstance(p, Media) else p for p in turn.parts))
+        for turn in turns
+    ]
 
 
 def _role(turns: list[Message], i: int) -> str:

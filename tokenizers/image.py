@@ -84,6 +84,11 @@ def fit(
     return torch.from_numpy(padded).permute(2, 0, 1).float() / 255
 
 
+def to_pixels(picture: Image.Image) -> Tensor:
+    """The picture as it is: (3, H, W) float32 in 0..1."""
+    return torch.from_numpy(np.asarray(picture.convert("RGB")).copy()).permute(2, 0, 1).float() / 255
+
+
 def border_colour(pixels: np.ndarray) -> np.ndarray:
     """Median colour (3,) of the outermost pixels of ``pixels`` (H, W, 3): the paper's, for a scanned page."""
     edges = (pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1])

@@ -1,6 +1,7 @@
 """Chat messages in the OpenAI form, read into one plain shape that every chat format starts from."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +15,7 @@ _PART_KINDS = {
     "sound": "sound",
     "audio": "sound",
     "audio_url": "sound",
+    "input_audio": "sound",
 }
 
 
@@ -26,6 +28,16 @@ class Media:
     """The place of an image, video or sound in a text."""
 
     kind: str  # one of MEDIA
+    text: str = ""  # what stands in its place; "": its placeholder
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a medium comes from: a path, bytes, a picture ..., and what its part says besides."""
+
+    kind: str  # one of MEDIA
+    value: Any
+    options: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -88,6 +100,29 @@ def _read_part(part: Any, index: int) -> str | Media:
         return Media(_PART_KINDS[kind])
     known = ", ".join(["text", *_PART_KINDS])
     raise MessageError(f"message {index} has a part of type {kind!r}: {_brief(part)}; known types: {known}")
+
+
+def sources(messages: list[dict[str, Any]]) -> Iterator[Source]:
+    """The media of a conversation in reading order. MessageError for a part without its source."""
+    for index, message in enumerate(messages):
+        content = message.get("content") if isinstance(message, dict) else None
+        for part in content if isinstance(content, (list, tuple)) else ():
+            kind = part.get("type") if isinstance(part, dict) else None
+            if kind in _PART_KINDS:
+                options = {k: v for k, v in part.items() if k not in ("type", kind)}
+                yield Source(_PART_KINDS[kind], _source(part, kind, index), options)
+
+
+def _source(part: dict[str, Any], kind: str, index: int) -> Any:
+    value = part.get(kind)
+    if kind.endswith("_url"):
+        value = value.get("url") if isinstance(value, dict) else value
+    elif kind == "input_audio":
+        value = value.get("data") if isinstance(value, dict) else None
+        value = f"data:audio;base64,{value}" if isinstance(value, str) else None
+    if value is None:
+        raise MessageError(f"message {index} has a part of type {kind!r} without a source: {_brief(part)}")
+    return value
 
 
 def _split_reasoning(parts: tuple[str | Media, ...]) -> tuple[tuple[str | Media, ...], str]:

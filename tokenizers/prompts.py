@@ -10,3 +10,8 @@ def caption_ids(caption: str, special: dict, encode: Callable[[str], list[int]])
     """A prompt for pictures: ``<s> caption </s>``; the empty caption is the unconditional branch."""
     end = special["eos"]
     return [special["bos"], *encode(caption), end[-1] if isinstance(end, list) else end]
+
+
+def time_label(seconds: float) -> str:
+    """When a frame of a video is shown, for the shipped model: tenths below 100 seconds, then whole seconds."""
+    return f"{seconds:.1f}" if seconds < 99.95 else f"{seconds:.0f}"

@@ -7,6 +7,7 @@ ids one by one ──> StreamDecoder ──> text, never half a character
 import codecs
 import json
 import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,7 @@ class TextTokenizer:
         self.vocab_size = backend.get_vocab_size(with_added_tokens=True)
         self._variables = template_variables or {}
         self._names = _names_pattern(backend)
+        self._media_names = _names_pattern(backend, _PLACEHOLDERS.values())
         alone, wrapped = (backend.encode("x", add_special_tokens=whole).ids for whole in (False, True))
         self._prefix = wrapped[: wrapped.index(alone[0])] if alone and alone[0] in wrapped else []
 
@@ -73,7 +75,7 @@ class TextTokenizer:
 
         ``begin`` adds what the checkpoint puts before a text (often a begin-of-sequence token).
         """
-        pieces = [text] if special else self._cut(text)
+        pieces = [text] if special else self._cut(text, self._names)
         encoded = self.backend.encode_batch(pieces, add_special_tokens=False)
         return (self._prefix if begin else []) + [i for piece in encoded for i in piece.ids]
 
@@ -81,9 +83,10 @@ class TextTokenizer:
         """Text of ``ids``. Special tokens are left out, or written by name."""
         return self.backend.decode(list(ids), skip_special_tokens=not special)
 
-    def _cut(self, text: str) -> list[str]:
-        """Pieces none of which holds the name of a special token: names are cut behind their first letter."""
-        cuts = [found.start() + 1 for found in self._names.finditer(text)] if self._names else []
+    @staticmethod
+    def _cut(text: str, names: re.Pattern[str] | None) -> list[str]:
+        """Pieces none of which holds one of the names: they are cut behind their first letter."""
+        cuts = [found.start() + 1 for found in names.finditer(text)] if names else []
         return [text[start:stop] for start, stop in zip([0, *cuts], [*cuts, len(text)], strict=True)]
 
     # -- chat ------------------------------------------------------------------------------------------------
@@ -114,18 +117,42 @@ class TextTokenizer:
         add_generation_prompt: bool = True,
         thinking: bool | None = None,
         tools: list[dict] | None = None,
+        media: Sequence[str] | None = None,
+        marks: dict[str, str] | None = None,
         **variables: Any,
     ) -> list[int]:
         """Ids of the conversation. Names of special tokens inside messages and tools stay text.
 
         A mark is put inside each such name, the whole is rendered, and what lies between marks is encoded apart.
+        ``media`` has the texts that stand in the places of the media, in reading order; names of special tokens in them
+        count. ``marks`` says by kind what the template writes for a medium, where that is not its placeholder.
         """
         turns = [self._turn(m) for m in read_messages(messages)]
         mark = _unused_character(json.dumps([turns, tools], ensure_ascii=False, default=str))
-        turns = [{k: v if k == "role" else self._protect(v, mark) for k, v in turn.items()} for turn in turns]
-        text = self._render(turns, add_generation_prompt, thinking, self._protect(tools, mark), variables)
+        names = self._media_names if media else self._names
+        turns = [{k: v if k == "role" else self._protect(v, mark, names) for k, v in turn.items()} for turn in turns]
+        text = self._render(turns, add_generation_prompt, thinking, self._protect(tools, mark, names), variables)
+        if media:
+            text = self._expand(text, media, marks or {})
         encoded = self.backend.encode_batch(text.split(mark), add_special_tokens=False)
         return [i for piece in encoded for i in piece.ids]
+
+    def name_of(self, token: int) -> str:
+        """How a special token is written where names of special tokens are read."""
+        name = self.backend.id_to_token(token)
+        if name is None:
+            raise TokenizerError(f"this checkpoint's vocabulary has no token {token}")
+        return name
+
+    def _expand(self, text: str, media: Sequence[str], marks: dict[str, str]) -> str:
+        """The rendered conversation with the text of each medium in its place."""
+        written = {marks.get(kind) or self._placeholder(kind) for kind in _PLACEHOLDERS}
+        pattern = re.compile("|".join(re.escape(w) for w in sorted(written, key=len, reverse=True)))
+        found = len(pattern.findall(text))
+        if found != len(media):
+            raise TemplateError(f"the chat template shows {found} media; the conversation has {len(media)}")
+        texts = iter(media)
+        return pattern.sub(lambda _: next(texts), text)
 
     def _render(
         self, turns: list[dict], generate: bool, thinking: bool | None, tools: list[dict] | None, variables: dict
@@ -176,25 +203,25 @@ class TextTokenizer:
         return "".join(self._placeholder(part.kind) if isinstance(part, Media) else part for part in parts)
 
     def _placeholder(self, kind: str) -> str:
+        """What stands for a medium in a text. Some vocabularies have no token of their own for videos."""
         token = self.special.get(kind)
-        if token is None:
-            raise TokenizerError(f"this checkpoint's vocabulary has no {kind} token ({_PLACEHOLDERS[kind]})")
-        return self.backend.id_to_token(token)
+        name = None if token is None else self.backend.id_to_token(token)
+        return name or _PLACEHOLDERS[kind]
 
-    def _protect(self, value: Any, mark: str) -> Any:
+    def _protect(self, value: Any, mark: str, names: re.Pattern[str] | None) -> Any:
         if isinstance(value, str):
-            return mark.join(self._cut(value))
+            return mark.join(self._cut(value, names))
         if isinstance(value, (list, tuple)):
-            return type(value)(self._protect(v, mark) for v in value)
+            return type(value)(self._protect(v, mark, names) for v in value)
         if isinstance(value, dict):
-            return {self._protect(k, mark): self._protect(v, mark) for k, v in value.items()}
+            return {self._protect(k, mark, names): self._protect(v, mark, names) for k, v in value.items()}
         return value
 
 
-def _names_pattern(backend: hf.Tokenizer) -> re.Pattern[str] | None:
-    """Finds where the name of an added token begins. Tokens of mere white space mean nothing: they stay whole."""
-    added = backend.get_added_tokens_decoder().values()
-    names = sorted((t.content for t in added if len(t.content) > 1 and not t.content.isspace()), key=len)
+def _names_pattern(backend: hf.Tokenizer, more: Iterable[str] = ()) -> re.Pattern[str] | None:
+    """Finds where the name of an added token, or one of ``more``, begins. Mere white space means nothing."""
+    added = [t.content for t in backend.get_added_tokens_decoder().values()]
+    names = sorted({name for name in (*added, *more) if len(name) > 1 and not name.isspace()}, key=len)
     return re.compile(f"(?={'|'.join(re.escape(name) for name in names)})") if names else None
 
 

@@ -7,13 +7,14 @@ talk   text: dialogues, packed several to a row
 
 import string
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields, replace
 from random import Random
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from omni.data.booklets import NOT_ANSWERABLE, foreign_question
 from omni.data.documents import SIZES, Document, sample_document
 from omni.data.scenes import CATEGORIES, COLORS, FREE_RADIUS, SHAPES, Scene, coverage, describe, sample_scene
 from omni.data.text import sample_text
@@ -75,6 +76,12 @@ class Encoding:
     patch: int
     token_pixels: int
     latent_pixels: int
+    tubelet: int = 1  # frames behind one token of a video
+    n_mels: int = 1
+    sound_tokens: Callable[[int], int] = lambda frames: frames  # of a sound of so many frames
+    names: dict[str, str] = field(default_factory=dict)  # how the placeholder of each kind of media is written
+    placeholders: tuple[int, ...] = ()
+    parts: int = 1  # processes that share a batch
 
 
 def glyph_targets(document: Document, patch: int) -> np.ndarray:
@@ -115,11 +122,13 @@ def read_batch(
     talk: bool = True,
     bare: bool = False,
     read_first: bool = False,
+    foreign: float = 0.0,
 ) -> ReadBatch:
     """``size`` documents of one level and ``shape`` (height, width); fewer for larger images.
 
     Small images come in larger batches, so that every batch costs about the same: ``size`` counts pages of 160 x 160.
-    With ``read_first`` the questions come after a transcription, in which their answers can be looked up.
+    With ``read_first`` the questions come after a transcription, in which their answers can be looked up. A share
+    ``foreign`` of the conversations asks what only another page could answer.
     """
     rng = Random(f"read {seed}")
     base = 1_000_000 + seed * 4096
@@ -133,14 +142,21 @@ def read_batch(
     if not talk:
         return ReadBatch(pixels, glyphs, cells, None, None)
     tokens = shape[0] * shape[1] // encoding.token_pixels**2
+    documents = [_with_foreign(d, documents[i - 1], rng, foreign) for i, d in enumerate(documents)]
     rows = [
         _bare(d, rng, tokens, encoding, read_first)
         if bare
         else _conversation(d, rng, tokens, encoding, questions, read_first)
         for d in documents
     ]
-    input_ids, labels = _pad(rows, encoding.special["pad"])
+    input_ids, labels = pad_answers(rows, encoding.special["pad"])
     return ReadBatch(pixels, glyphs, cells, input_ids, labels)
+
+
+def _with_foreign(document: Document, other: Document, rng: Random, share: float) -> Document:
+    """The page with, in that share of cases, a question that it does not answer."""
+    question = foreign_question(document, other, rng) if rng.random() < share else None
+    return document if question is None else replace(document, qa=(*document.qa, (question, NOT_ANSWERABLE)))
 
 
 def _bare(
@@ -240,7 +256,7 @@ def draw_batch(
     captions = [describe(s) if w else s.caption for s, w in zip(scenes, whole, strict=True)]
     captions = ["" if rng.random() < drop else caption for caption in captions]
     rows = [caption_ids(caption, encoding.special, encoding.encode) for caption in captions]
-    input_ids, _ = _pad([(r, r) for r in rows], encoding.special["pad"])
+    input_ids, _ = pad_answers([(r, r) for r in rows], encoding.special["pad"])
     mask = torch.arange(input_ids.shape[1]) < torch.tensor([[len(r)] for r in rows])
     targets = [thing_targets(s, encoding.latent_pixels, one_by_one=w) for s, w in zip(scenes, whole, strict=True)]
     things = torch.from_numpy(np.stack(targets))
@@ -306,7 +322,7 @@ def upsampling(seed: int, rng: Random) -> list[dict]:
     ]
 
 
-def _pad(rows: Sequence[tuple[list[int], list[int]]], pad: int) -> tuple[Tensor, Tensor]:
+def pad_answers(rows: Sequence[tuple[list[int], list[int]]], pad: int) -> tuple[Tensor, Tensor]:
     width = max(len(ids) for ids, _ in rows)
     ids = torch.tensor([ids + [pad] * (width - len(ids)) for ids, _ in rows])
     labels = torch.tensor([labels + [IGNORED] * (width - len(labels)) for _, labels in rows])

@@ -1,7 +1,7 @@
 """The document world: small printed pages drawn from a seed, with transcription, questions and answers.
 
-Reading starts on single words and transfers to lines and pages (``LEVELS``, in that order). Type is 11 to 14
-pixels high. Seeds of training and of evaluation do not meet, see ``omni.data``.
+Reading starts on single words and transfers to lines, pages and charts (``LEVELS``, in that order). Type is 11 to
+14 pixels high. Seeds of training and of evaluation do not meet, see ``omni.data``.
 """
 
 from dataclasses import dataclass, replace
@@ -10,11 +10,12 @@ from random import Random
 import numpy as np
 
 from omni.data import vocabulary as words
+from omni.data.charts import CHARTS
 from omni.data.document_kinds import KINDS, distinct
 from omni.data.document_questions import MAX_ANSWER, Questions
 from omni.data.page import Cell, Glyph, Page, sample_style
 
-LEVELS = ("word", "line", "lines", "page")
+LEVELS = ("word", "line", "lines", "page", "chart")
 SIZES = {  # (height, width) in pixels
     "word": ((16, 96), (32, 96)),
     "line": ((16, 160), (32, 160)),
@@ -22,7 +23,8 @@ SIZES = {  # (height, width) in pixels
     # Larger pages are fitted to 192 pixels before they are read, so that side is the commonest.
     "page": tuple((h, w) for h in range(128, 193, 16) for w in range(128, 193, 16) if 192 in (h, w) or 160 in (h, w)),
 }
-SMALLEST = {"word": (16, 64), "line": (16, 96), "lines": (48, 112), "page": (112, 128)}
+SIZES["chart"] = SIZES["page"]
+SMALLEST = {"word": (16, 64), "line": (16, 96), "lines": (48, 112), "page": (112, 128), "chart": (112, 128)}
 LARGEST = 512
 
 
@@ -31,10 +33,10 @@ class Document:
     """A page as an image with everything that is known about it."""
 
     image: np.ndarray  # (height, width, 3) uint8
-    text: str  # in reading order, lines joined by "\n"
+    text: str  # in reading order, lines joined by "\n"; of a chart its table, see ``omni.data.charts``
     qa: tuple[tuple[str, str], ...]  # questions and their answers as printed
-    glyphs: tuple[Glyph, ...]  # in the order of ``text``, spaces left out
-    kind: str  # a key of ``KINDS``, or the level for anything less than a page
+    glyphs: tuple[Glyph, ...]  # what is printed, spaces left out; in the order of ``text`` except on charts
+    kind: str  # a key of ``KINDS`` or ``CHARTS``, or the level for anything less than a page
 
 
 def sample_document(seed: int, level: str = "page", size: tuple[int, int] | None = None) -> Document:
@@ -42,7 +44,8 @@ def sample_document(seed: int, level: str = "page", size: tuple[int, int] | None
 
     Args:
         seed: any integer; the same seed, level and size give the same document.
-        level: "word" (one to three words), "line", "lines" (three lines) or "page" (one of eight kinds).
+        level: "word" (one to three words), "line", "lines" (three lines) or "page" (one of eight kinds)
+            or "chart" (one of five).
         size: (height, width) in pixels, multiples of 16; drawn from ``SIZES[level]`` if not given.
 
     Raises:
@@ -52,8 +55,8 @@ def sample_document(seed: int, level: str = "page", size: tuple[int, int] | None
     rng = Random(f"{level} {seed}")
     height, width = rng.choice(SIZES[level])
     height, width = size or (height, width)
-    if level == "page":
-        return _page(rng, height, width)
+    if level in ("page", "chart"):
+        return _page(rng, height, width, level)
     return {"word": _word, "line": _line, "lines": _lines}[level](rng, height, width)
 
 
@@ -68,10 +71,11 @@ def _check(level: str, size: tuple[int, int] | None) -> None:
             raise ValueError(f"{name} is {value}; for {level!r} it must be a multiple of 16 from {least} to {LARGEST}")
 
 
-def _page(rng: Random, height: int, width: int) -> Document:
-    """A page with all its print inside: one of a thousand, turned on narrow paper, is drawn again."""
+def _page(rng: Random, height: int, width: int, level: str) -> Document:
+    """A page or chart with all its print inside: one of a thousand, turned on narrow paper, is drawn again."""
+    draw = {"page": _draw_page, "chart": _draw_chart}[level]
     while True:
-        document = _draw_page(rng, height, width)
+        document = draw(rng, height, width)
         if all(0 < glyph.x < width and 3 < glyph.y < height - 3 for glyph in document.glyphs):
             return document
 
@@ -83,6 +87,14 @@ def _draw_page(rng: Random, height: int, width: int) -> Document:
     KINDS[kind](page, questions)
     if len(questions.asked) < 4 or rng.random() < 0.3:
         questions.ask(("What is in the last line?", "What does the last line say?"), page.lines[-1])
+    return _finish(page, questions.choose(rng.randint(4, 8)), kind)
+
+
+def _draw_chart(rng: Random, height: int, width: int) -> Document:
+    kind = rng.choice(tuple(CHARTS))
+    page = Page(rng, height, width, sample_style(rng, height, width))
+    questions = Questions(rng)
+    CHARTS[kind](page, questions)
     return _finish(page, questions.choose(rng.randint(4, 8)), kind)
 
 

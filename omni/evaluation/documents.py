@@ -24,7 +24,7 @@ from omni.tokenizers.image import border_colour
 
 PAGES_AT_ONCE = 32  # pages of one size that are read together
 ANSWER = 48  # tokens of an answer
-TRANSCRIPTION = {"word": 48, "line": 64, "lines": 160, "page": 512}  # tokens of one, by level
+TRANSCRIPTION = {"word": 48, "line": 64, "lines": 160, "page": 512, "chart": 160}  # tokens of one, by level
 SCORES = {"anls": anls, "exact_match": exact_match}
 MAX_LINES = 1_000_000
 CONTROLS = ("blank", "shuffled")

@@ -34,6 +34,7 @@ DTYPES = {
     "float64": torch.float64,
 }
 TOKENIZERS = ("tokenizer.json", "omni_tokenizer.json")
+PROCESSORS = ("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json")
 SPECIAL = {"bos_token_id": "bos", "eos_token_id": "eos", "pad_token_id": "pad"}
 SAMPLING = ("temperature", "top_p", "top_k")
 
@@ -97,6 +98,9 @@ def read_folder(folder: Path) -> tuple[Family, OmniConfig]:
         raise CheckpointError(f"{folder} is quantised ({method}); load the BF16 checkpoint of the same model")
     family = family_of(plain, str(folder))
     config = family.to_config(plain)
+    if family.read_media is not None:
+        files = {name: read_json(folder / name) for name in PROCESSORS if (folder / name).exists()}
+        config = family.read_media(config, files)
     generation = folder / "generation_config.json"
     return family, _with_defaults(config, read_json(generation)) if generation.exists() else config
 
@@ -240,6 +244,9 @@ def save(
     if family != "omni":
         plain["dtype"] = str(wanted or model.dtype).removeprefix("torch.")
         write_json(folder / "generation_config.json", _generation(model.config))
+    if chosen.write_media is not None:
+        for name, content in chosen.write_media(model.config).items():
+            write_json(folder / name, content)
     write(
         model,
         folder,

@@ -25,5 +25,9 @@ class Family:
     to_config: Callable[[dict[str, Any]], OmniConfig]  # ConfigError where it cannot be honoured
     from_config: Callable[[OmniConfig], dict[str, Any]]  # ConfigError where this layout cannot express it
     rules: Callable[[OmniConfig], tuple[Rule, ...]]
+    read_media: Callable[[OmniConfig, Mapping[str, dict[str, Any]]], OmniConfig] | None = None
+    """The configuration with what the processors' files (name -> content, those that are there) say of media."""
+    write_media: Callable[[OmniConfig], dict[str, dict[str, Any]]] | None = None
+    """Those files again."""
     parts: Mapping[str, str] = field(default_factory=lambda: {"": ""})
     """Sub-folder -> prefix of the names of its tensors, for layouts that keep one folder for each component."""

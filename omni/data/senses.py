@@ -1,0 +1,195 @@
+"""Batches of what is watched, heard and looked at, for the shipped model's training: pure functions of a seed.
+
+watch    clips of moving shapes     questions, their description, and what each token shows and how it moves
+listen   recordings                 questions, their transcription, and what is heard at each token
+film     clips with sound           both
+look     still pictures of shapes   questions, with boxes, and what each token shows
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from random import Random
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from omni.data.batches import IGNORED, Batch, Encoding, answer_labels, pad_answers, to_pixels
+from omni.data.clips import Clip, clip_targets, sample_clip
+from omni.data.films import Film, sample_film
+from omni.data.sights import sample_sight, sight_targets
+from omni.data.sounds import Sound, sample_sound, sound_targets
+from omni.tokenizers.prompts import time_label
+from omni.tokenizers.sound import log_mel
+
+DESCRIBE = ("What happens?", "Describe the video.", "Tell what you see.")
+CLIP_LENGTHS = (6, 8, 8, 10, 12, 12, 14, 16)  # frames: one length a batch
+
+
+@dataclass(frozen=True)
+class SenseBatch(Batch):
+    """Rows with their media; ``frames`` of one size and number a batch, sounds padded to the longest."""
+
+    input_ids: Tensor  # (b, n) right-padded
+    labels: Tensor  # (b, n) next tokens; IGNORED outside the answers
+    frames: Tensor | None = None  # (b, T, 3, H, W) in [0, 1]; still pictures (b, 1, 3, H, W)
+    shown: Tensor | None = None  # (b, units, tokens, 3) classes of shape, colour and motion
+    sounds: Tensor | None = None  # (b, frames, n_mels)
+    lengths: Tensor | None = None  # (b,) frames of each sound
+    heard: Tensor | None = None  # (b, tokens) classes of what sounds; IGNORED behind the end
+
+
+@dataclass(frozen=True)
+class Told:
+    """A medium as it stands in the text, with the answers to learn."""
+
+    kind: str  # of its message part
+    text: str  # around one placeholder a run
+    counts: Sequence[int]  # tokens of each run
+    aloud: tuple[str, str] | None  # the question that asks for all of it, and the answer
+    qa: Sequence[tuple[str, str]]
+
+
+def watch_batch(
+    seed: int, size: int, encoding: Encoding, questions: int, read_first: float, kinds: dict[str, float] | None = None
+) -> SenseBatch:
+    """``size`` clips of one length; in a share ``read_first`` the questions come after the description."""
+    rng, base = Random(f"watch {seed}"), 1_000_000 + seed * 4096
+    count = Random(f"clip length {seed // encoding.parts}").choice(CLIP_LENGTHS)
+    clips = [sample_clip(base + i, _kind(rng, kinds), count) for i in range(size)]
+    tokens = _tokens(clips[0].frames, encoding)
+    told = [
+        Told(
+            "video",
+            _video_text(c, encoding),
+            [tokens] * (count // encoding.tubelet),
+            (rng.choice(DESCRIBE), c.text),
+            c.qa,
+        )
+        for c in clips
+    ]
+    shown = torch.from_numpy(np.stack([clip_targets(c, encoding.token_pixels, encoding.tubelet) for c in clips]))
+    ids, labels = _rows(told, rng, encoding, questions, read_first)
+    return SenseBatch(ids, labels, _frames([c.frames for c in clips]), shown)
+
+
+def look_batch(seed: int, size: int, encoding: Encoding, questions: int) -> SenseBatch:
+    """``size`` still pictures."""
+    rng, base = Random(f"look {seed}"), 1_000_000 + seed * 4096
+    sights = [sample_sight(base + i) for i in range(size)]
+    images = [s.image[None] for s in sights]
+    tokens = _tokens(images[0], encoding)
+    told = [Told("image", encoding.names["image"], [tokens], None, s.qa) for s in sights]
+    shown = np.stack([sight_targets(s, encoding.token_pixels) for s in sights])[:, None]
+    shown = np.concatenate([shown, np.full((*shown.shape[:-1], 1), IGNORED)], axis=-1)
+    ids, labels = _rows(told, rng, encoding, questions, 0.0)
+    return SenseBatch(ids, labels, _frames(images), torch.from_numpy(shown))
+
+
+def listen_batch(
+    seed: int, size: int, encoding: Encoding, questions: int, read_first: float, kinds: dict[str, float] | None = None
+) -> SenseBatch:
+    """``size`` recordings."""
+    rng, base = Random(f"listen {seed}"), 1_000_000 + seed * 4096
+    recordings = [sample_sound(base + i, _kind(rng, kinds)) for i in range(size)]
+    features = [_features(r.samples, encoding) for r in recordings]
+    told = [
+        Told("audio", encoding.names["sound"], [encoding.sound_tokens(len(f))], r.qa[0], r.qa[1:])
+        for r, f in zip(recordings, features, strict=True)
+    ]
+    ids, labels = _rows(told, rng, encoding, questions, read_first)
+    return SenseBatch(ids, labels, **_sounds(recordings, features, encoding))
+
+
+def film_batch(seed: int, size: int, encoding: Encoding, questions: int, read_first: float) -> SenseBatch:
+    """``size`` clips with sound. Their lengths differ, so each is cut or held to the batch's shortest common shape."""
+    rng, base = Random(f"film {seed}"), 1_000_000 + seed * 4096
+    films = [sample_film(base + i) for i in range(size)]
+    most = max(len(f.frames) for f in films)
+    frames = [np.concatenate([f.frames, np.repeat(f.frames[-1:], most - len(f.frames), axis=0)]) for f in films]
+    features = [_features(f.samples, encoding) for f in films]
+    tokens = _tokens(frames[0], encoding)
+    told = []
+    for film, heard in zip(films, features, strict=True):
+        step = film.times[1] - film.times[0]
+        times = [i * step for i in range(0, most, encoding.tubelet)]
+        text = "".join(time_label(t) + encoding.names["video"] for t in times) + encoding.names["sound"]
+        counts = [*[tokens] * len(times), encoding.sound_tokens(len(heard))]
+        told.append(Told("video", text, counts, film.qa[0], film.qa[1:]))
+    ids, labels = _rows(told, rng, encoding, questions, read_first)
+    return SenseBatch(ids, labels, _frames(frames), **_sounds(films, features, encoding))
+
+
+# -- rows --------------------------------------------------------------------------------------------------------------
+
+
+def _rows(
+    told: Sequence[Told], rng: Random, encoding: Encoding, questions: int, read_first: float
+) -> tuple[Tensor, Tensor]:
+    rows = [_row(one, rng, encoding, questions, rng.random() < read_first) for one in told]
+    return pad_answers(rows, encoding.special["pad"])
+
+
+def _row(told: Told, rng: Random, encoding: Encoding, questions: int, read_first: bool) -> tuple[list[int], list[int]]:
+    """Ids and labels of some questions in random order, or of all of it told before them."""
+    turns = rng.sample(list(told.qa), min(questions, len(told.qa)))
+    if told.aloud and (read_first or not turns or rng.random() < 0.25):
+        turns = [told.aloud, *turns] if read_first else [told.aloud]
+    messages = []
+    for question, answer in turns:
+        content = question if messages else [{"type": told.kind, told.kind: ""}, {"type": "text", "text": question}]
+        messages += [{"role": "user", "content": content}, {"role": "assistant", "content": answer}]
+    ids = encoding.encode_chat(messages, add_generation_prompt=False, media=[told.text])
+    return expanded(*answer_labels(ids, encoding.special), encoding.placeholders, told.counts)
+
+
+def expanded(
+    ids: list[int], labels: list[int], placeholders: Sequence[int], counts: Sequence[int]
+) -> tuple[list[int], list[int]]:
+    """Every placeholder repeated as often as its run has tokens."""
+    left, more, said = iter(counts), [], []
+    for token, label in zip(ids, labels, strict=True):
+        n = next(left) if token in placeholders else 1
+        more += [token] * n
+        said += [label] * n
+    return more, said
+
+
+# -- media -------------------------------------------------------------------------------------------------------------
+
+
+def _kind(rng: Random, kinds: dict[str, float] | None) -> str | None:
+    return rng.choices(list(kinds), list(kinds.values()))[0] if kinds else None
+
+
+def _tokens(frames: np.ndarray, encoding: Encoding) -> int:
+    """Tokens of one frame."""
+    return frames.shape[1] * frames.shape[2] // encoding.token_pixels**2
+
+
+def _video_text(clip: Clip, encoding: Encoding) -> str:
+    return "".join(time_label(t) + encoding.names["video"] for t in clip.times[:: encoding.tubelet])
+
+
+def _frames(clips: Sequence[np.ndarray]) -> Tensor:
+    """Clips (T, H, W, 3) uint8 of one shape -> (b, T, 3, H, W) in [0, 1]"""
+    return to_pixels(np.concatenate(clips)).unflatten(0, (len(clips), -1))
+
+
+def _features(samples: np.ndarray, encoding: Encoding) -> Tensor:
+    return log_mel(torch.from_numpy(samples), encoding.n_mels)
+
+
+def _sounds(recordings: Sequence[Sound | Film], features: Sequence[Tensor], encoding: Encoding) -> dict[str, Tensor]:
+    lengths = [len(f) for f in features]
+    most = encoding.sound_tokens(max(lengths))
+    heard = torch.full((len(features), most), IGNORED)
+    for i, (recording, n) in enumerate(zip(recordings, lengths, strict=True)):
+        own = encoding.sound_tokens(n)
+        heard[i, :own] = torch.from_numpy(sound_targets(recording, own))
+    padded = torch.nn.utils.rnn.pad_sequence(list(features), batch_first=True)
+    return {"sounds": padded, "lengths": torch.tensor(lengths), "heard": heard}
+
+
+Maker = Callable[..., SenseBatch]
+SENSES: dict[str, Maker] = {"watch": watch_batch, "listen": listen_batch, "film": film_batch, "look": look_batch}

@@ -133,37 +133,111 @@ def _load(args: Arguments) -> Any:
 
 
 def _ask_arguments(parser: Parser) -> None:
-    parser.add_argument("file", metavar="FILE", help="PDF, PNG, JPEG, WEBP, GIF, BMP or TIFF")
+    parser.add_argument("file", metavar="FILE", help="PDF, picture, video or recording")
     parser.add_argument("questions", metavar="QUESTION", nargs="*", help="one or more questions")
-    parser.add_argument("--page", type=whole(1, 200), help="look only at this page (default: all)")
-    parser.add_argument("--transcribe", action="store_true", help="print the text of the document instead")
+    parser.add_argument("--transcribe", action="store_true", help="print what it says, shows or sounds like instead")
     parser.add_argument("--max-new-tokens", type=whole(1, 4096), default=None, help="longest answer, in tokens")
-    parser.add_argument("--views", type=whole(1, 8), help="looks at each page (default: the model's)")
     parser.add_argument(
         "--read-first",
         action=argparse.BooleanOptionalAction,
-        help="transcribe each page before its questions (default: the model's)",
+        help="tell all of it before the questions (default: the model's)",
     )
+    pages = parser.add_argument_group("documents")
+    pages.add_argument("--page", type=whole(1, 200), help="look only at this page (default: all)")
+    pages.add_argument("--views", type=whole(1, 8), help="looks at each page (default: the model's)")
+    pages.add_argument("--boxes", type=Path, metavar="PNG", help="draw the boxes that the answers name on the page")
+    frames = parser.add_argument_group("videos")
+    frames.add_argument("--fps", type=number(0.0001, 1000), help="frames looked at a second (default: the model's)")
+    frames.add_argument("--max-frames", type=whole(1, 100_000), help="most frames looked at (default: the model's)")
+    frames.add_argument("--pruning", type=number(0, 0.99), help="share of the video's tokens to leave out (default: 0)")
+    frames.add_argument("--start", type=number(0, 86_400), metavar="SECONDS", help="look only from here on")
+    frames.add_argument("--stop", type=number(0, 86_400), metavar="SECONDS", help="look only up to here")
+    frames.add_argument("--sound", action="store_true", default=None, help="hear its sound too")
+
+
+_OF_DOCUMENTS = ("page", "views", "boxes")
+_OF_VIDEOS = ("fps", "max_frames", "pruning", "start", "stop", "sound")
 
 
 def _ask(args: Arguments) -> Any:
     if bool(args.questions) == args.transcribe:
         raise UsageError("give one or more questions, or --transcribe")
+    from omni.tokenizers.kinds import kind_of
+
+    kind = kind_of(args.file)  # a bad file is refused before a model is loaded
+    others = {"document": _OF_VIDEOS, "video": _OF_DOCUMENTS, "sound": (*_OF_DOCUMENTS, *_OF_VIDEOS)}[kind]
+    wrong = [f"--{name.replace('_', '-')}" for name in others if getattr(args, name) is not None]
+    if wrong:
+        raise UsageError(f"{args.file} is a {kind}; {', '.join(wrong)} cannot be used with it")
+    return {"document": _ask_document, "video": _ask_video, "sound": _ask_sound}[kind](args)
+
+
+def _ask_document(args: Arguments) -> Any:
     from omni.pipelines.documents import DocumentQA
     from omni.tokenizers.image import open_document
 
-    open_document(args.file)  # a bad file is refused before a model is loaded
+    open_document(args.file)
+    if args.boxes is not None and args.boxes.suffix.lower() != ".png":
+        raise UsageError(f"--boxes is {args.boxes}; pictures are written as .png")
     reader = DocumentQA(_load(args))
-    limits = {"max_new_tokens": args.max_new_tokens, "views": args.views}
-    limits = {name: value for name, value in limits.items() if value is not None}
+    limits = _given(args, "max_new_tokens", "views")
     if args.transcribe:
         pages = reader.transcribe(args.file, page=args.page, **limits)
         _print(args, "\n\n".join(pages))
         return pages
     answers = reader(args.file, args.questions, page=args.page, read_first=args.read_first, **limits)
+    answered = _answered(args, answers)
+    return answered if args.boxes is None else _with_boxes(args, answered)
+
+
+def _ask_video(args: Arguments) -> Any:
+    from omni.pipelines.video import VideoQA
+    from omni.tokenizers.video import open_video
+
+    open_video(args.file)
+    watcher, look = VideoQA(_load(args)), _given(args, "max_new_tokens", *_OF_VIDEOS)
+    if args.transcribe:
+        text = watcher.describe(args.file, **look)
+        _print(args, text)
+        return text
+    return _answered(args, watcher(args.file, args.questions, read_first=args.read_first, **look))
+
+
+def _ask_sound(args: Arguments) -> Any:
+    from omni.pipelines.sound import SoundQA
+
+    listener, limits = SoundQA(_load(args)), _given(args, "max_new_tokens")
+    if args.transcribe:
+        text = listener.transcribe(args.file, **limits)
+        _print(args, text)
+        return text
+    return _answered(args, listener(args.file, args.questions, read_first=args.read_first, **limits))
+
+
+def _given(args: Arguments, *names: str) -> dict[str, Any]:
+    """The options that were given."""
+    return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+
+
+def _answered(args: Arguments, answers: list) -> list[dict[str, Any]]:
     for answer in answers:
         _print(args, answer.text)
     return [{"question": q, **a.as_dict()} for q, a in zip(args.questions, answers, strict=True)]
+
+
+def _with_boxes(args: Arguments, answered: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The answers with their boxes as data, which are drawn on the page that they were found on."""
+    from omni.pipelines.grounding import as_dicts, draw_boxes, read_boxes
+    from omni.pipelines.images import save_png
+    from omni.tokenizers.image import open_document
+
+    page = answered[0]["pages"][0]
+    picture = open_document(args.file)[page - 1]
+    found = [read_boxes(item["text"]) for item in answered]
+    labels = [item["question"] for item, boxes in zip(answered, found, strict=True) for _ in boxes]
+    save_png(draw_boxes(picture, [box for boxes in found for box in boxes], labels), args.boxes, {"model": args.model})
+    _print(args, str(args.boxes))
+    return [{**item, "boxes": as_dicts(boxes, picture.size)} for item, boxes in zip(answered, found, strict=True)]
 
 
 def _print(args: Arguments, text: str) -> None:
@@ -403,7 +477,7 @@ def _convert(args: Arguments) -> Any:
 
 
 COMMANDS = {
-    "ask": Command("answer questions about a picture or a PDF", _ask_arguments, _ask),
+    "ask": Command("answer questions about a picture, PDF, video or recording", _ask_arguments, _ask),
     "chat": Command("talk in the terminal, or answer one message", _chat_arguments, _chat),
     "draw": Command("draw pictures from a prompt", _draw_arguments, _draw),
     "train": Command("run or resume a training recipe", _train_arguments, _train),

@@ -1,7 +1,8 @@
-"""``python -m omni.demo``: read the sample documents, draw, chat, and show it all on one page.
+"""``python -m omni.demo``: read documents, watch, listen, draw, chat, and show it all on one page.
 
 Writes ``demo/index.html``: one file without any outside reference. What can be checked is checked: answers against
-``assets/samples/questions.json``, pictures by the detector of the scene world.
+``assets/samples/questions.json`` and ``media.json``, pictures by the detector of the scene world. An hour of video is
+drawn on the fly, written frame by frame, and watched.
 """
 
 import argparse
@@ -10,8 +11,9 @@ import io
 import json
 import os
 import sys
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,18 +24,26 @@ from PIL import Image
 
 import omni
 from omni.assets import find_assets
+from omni.data.clips import long_clip
 from omni.data.scenes import CATEGORIES, check, sample_prompt
 from omni.metrics import exact_match
 from omni.model import Omni
 from omni.pipelines.chat import Chat
 from omni.pipelines.documents import DocumentQA
-from omni.pipelines.images import TextToImage
+from omni.pipelines.images import TextToImage, contact_sheet
+from omni.pipelines.sound import SoundQA
+from omni.pipelines.video import VideoQA
 from omni.tokenizers.image import open_document
+from omni.tokenizers.kinds import kind_of
+from omni.tokenizers.sound import open_sound
+from omni.tokenizers.video import open_video, write_video
 
 SHOWN_PIXELS = 640  # longest side of a page as the reader of the demo sees it; the model sees its own rendering
 PICTURES_PER_CATEGORY = 2
 MAX_ANSWER = 64  # tokens of an answer or a reply
 PROMPT_SEED = 11  # prompts of an evaluation seed: training never draws them
+HOUR_SEED, HOUR_MINUTES, HOUR_FRAMES = 2, 60, 32
+STRIP = 8  # frames of a video that the page shows
 CONVERSATIONS = (
     ("Hello!", "Who are you?", "Thank you."),
     ("What is the capital of Japan?", "And what is the opposite of early?"),
@@ -65,6 +75,7 @@ def run(name: str) -> dict[str, Any]:
         "model": name,
         "parameters": sum(p.numel() for p in model.parameters()),
         "documents": list(_documents(model)),
+        "media": [*_media(model), _hour(model)],
         "pictures": _pictures(model),
         "conversations": _conversations(model),
     }
@@ -99,6 +110,81 @@ def _documents(model: Omni) -> Iterator[dict[str, Any]]:
             "questions": marked,
             "seconds": took[0],
         }
+
+
+def _media(model: Omni) -> Iterator[dict[str, Any]]:
+    """A chart, a clip, a recording and a clip with sound, each with its questions."""
+    folder = find_assets() / "samples"
+    for sample in json.loads((folder / "media.json").read_text())["media"]:
+        path = folder / sample["file"]
+        _say(f"looking at {path.name}")
+        kind, asked = kind_of(path), [item["question"] for item in sample["questions"]]
+        with _timed() as took:
+            if kind == "document":
+                answers = DocumentQA(model)(path, asked, max_new_tokens=MAX_ANSWER)
+                shown = open_document(path)[0]
+            elif kind == "sound":
+                answers = SoundQA(model)(path, asked, max_new_tokens=MAX_ANSWER)
+                shown = waveform(open_sound(path).samples.numpy())
+            else:
+                hears = open_video(path).has_sound
+                answers = VideoQA(model)(path, asked, max_new_tokens=MAX_ANSWER, sound=hears or None)
+                shown = strip(path)
+        yield _asked(path.name, shown, sample["questions"], answers, took[0])
+
+
+def _hour(model: Omni) -> dict[str, Any]:
+    """An hour of video, written and watched; a moment counts where it is named to the distance of two frames."""
+    _say("writing an hour of video and watching it")
+    film = long_clip(HOUR_SEED, HOUR_MINUTES, pairs=HOUR_FRAMES // 2)
+    frames = (film.frame_at(i / film.fps) for i in range(round(film.seconds * film.fps)))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "hour.mp4"
+        write_video(path, frames, film.fps)
+        with _timed() as took:
+            answers = VideoQA(model)(path, [q for q, _ in film.qa], MAX_ANSWER, max_frames=HOUR_FRAMES)
+        shown = strip(path)
+    asked = [{"question": question, "answer": answer} for question, answer in film.qa]
+    near = 2 * film.seconds / HOUR_FRAMES
+    name = f"{HOUR_MINUTES} minutes of video, {HOUR_FRAMES} frames looked at"
+    return _asked(name, shown, asked, answers, took[0], near)
+
+
+def _asked(
+    name: str, shown: Image.Image, asked: Sequence[dict], answers: Sequence[Any], seconds: float, near: float = 0.0
+) -> dict[str, Any]:
+    """A section of the page in the form of a document's."""
+    marked = [
+        {**item, "phrasing": "usual", "said": a.text, "confidence": a.confidence, "right": _right(a.text, item, near)}
+        for item, a in zip(asked, answers, strict=True)
+    ]
+    image = data_address(shown)
+    return {"name": name, "image": image, "size": shown.size, "questions": marked, "seconds": seconds}
+
+
+def _right(said: str, item: dict[str, str], near: float) -> bool:
+    if near and item["question"].startswith("At what second"):
+        try:
+            return abs(float(said) - float(item["answer"])) <= near
+        except ValueError:
+            return False
+    return exact_match(said, [item["answer"]]) == 1
+
+
+def strip(path: Path) -> Image.Image:
+    """A few frames of a video side by side."""
+    video = open_video(path)
+    indices = [round(i * (video.frame_count - 1) / (STRIP - 1)) for i in range(STRIP)]
+    return contact_sheet([Image.fromarray(frame) for frame in video.read(indices)], columns=STRIP // 2)
+
+
+def waveform(samples: np.ndarray, width: int = 640, height: int = 160) -> Image.Image:
+    """The loudness of a recording (n,) over time."""
+    blocks = np.array_split(np.abs(samples), width)
+    peaks = np.array([block.max() if len(block) else 0.0 for block in blocks])
+    rows = np.abs(np.arange(height)[:, None] - height / 2)
+    inside = rows <= np.maximum(peaks / max(peaks.max(), 1e-6) * height * 0.46, 0.5)
+    return Image.fromarray(np.where(inside[..., None], np.uint8([40, 90, 170]), np.uint8([250, 249, 246])))
 
 
 def _pictures(model: Omni) -> dict[str, Any]:
@@ -143,8 +229,10 @@ def _conversations(model: Omni) -> dict[str, Any]:
 def _scores(result: dict[str, Any]) -> list[dict[str, Any]]:
     """Right and asked, for the line at the top of the page."""
     questions = [q for document in result["documents"] for q in document["questions"]]
+    watched = [q for item in result["media"] for q in item["questions"]]
     kinds = {
         "answers right": questions,
+        "about charts, clips and sounds right": watched,
         "pictures right": result["pictures"]["items"],
     }
     return [{"what": k, "right": sum(i["right"] for i in v), "of": len(v)} for k, v in kinds.items()]

@@ -54,28 +54,56 @@ def prepare(
         template: for the chat template (thinking, tools, ...).
 
     A part is ``{"type": "image" | "video" | "audio", <type>: source}`` or OpenAI's ``image_url``, ``video_url``,
-    ``audio_url`` and ``input_audio``. A video part may have ``"sound": True``: its own track then follows it, and
-    ``fps``, ``max_frames``, ``start`` and ``stop`` (seconds).
+    ``audio_url`` and ``input_audio``. A video part may have ``"sound"``: True for its own track or a source of its own,
+    which then follows it; and ``fps``, ``max_frames``, ``start`` and ``stop`` (seconds).
 
     Raises ValueError for what cannot be read, and for media that the model has no encoder for.
     """
     if model.tokenizer is None:
         raise ValueError("this model was loaded without a tokenizer; give it token ids")
-    check_rate(pruning)
     conversations = messages if messages and isinstance(messages[0], list) else [messages]
+    opened = [open_media(model, c, pruning=pruning, fps=fps, max_frames=max_frames) for c in conversations]
+    rows = [ids_of(model, c, media, **template) for c, media in zip(conversations, opened, strict=True)]
+    return gather(model, rows, [e for media in opened for e in media])
+
+
+def open_media(
+    model: "Omni",
+    conversation: list[dict],
+    pruning: float = 0.0,
+    fps: float | None = None,
+    max_frames: int | None = None,
+) -> list[Expansion]:
+    """The media of one conversation, in reading order. Other texts around them need no other expansions."""
+    check_rate(pruning)
+    found = list(sources(conversation))
+    _check_encoders(model, found)
+    images = sum(source.kind == "image" for source in found)
     options = {"pruning": pruning, "fps": fps, "max_frames": max_frames}
-    rows, media = [], []
-    for conversation in conversations:
-        found = list(sources(conversation))
-        _check_encoders(model, found)
-        images = sum(source.kind == "image" for source in found)
-        expansions = [_expand(model, source, images, options) for source in found]
-        rows.append(_ids(model, conversation, found, expansions, template))
-        media += expansions
+    return [_expand(model, source, images, options) for source in found]
+
+
+def ids_of(model: "Omni", conversation: list[dict], media: list[Expansion], **template: Any) -> list[int]:
+    """Ids of one conversation, each run as long as it has tokens."""
+    marks = {"video": model.config.media.video_mark} if model.config.media.video_mark else {}
+    ids = model.tokenizer.encode_chat(conversation, media=[e.text for e in media], marks=marks, **template)
+    if not media:
+        return ids
+    placeholders = set(_placeholders(model).values())
+    counts: Iterator[int] = iter([n for e in media for n in e.counts])
+    expanded: list[int] = []
+    for token in ids:
+        expanded.extend([token] * next(counts) if token in placeholders else [token])
+    return expanded
+
+
+def gather(model: "Omni", rows: list[list[int]], media: list[Expansion]) -> Inputs:
+    """Rows of ids and all their media as one call's inputs, padded on the left."""
     ids, mask = pad_rows(rows, model.tokenizer.special.get("pad", 0), left=True)
     gathered = {name: tuple(x for e in media for x in getattr(e, name)) for name in ("pixels", "sounds")}
-    if pruning:
-        gathered |= {name: tuple(x for e in media for x in getattr(e, name)) for name in ("kept", "seen")}
+    for name in ("kept", "seen"):
+        values = tuple(x for e in media for x in getattr(e, name))
+        gathered[name] = values if any(v is not None for v in values) else ()
     return Inputs(ids, mask, **gathered).to(model.device)
 
 
@@ -85,23 +113,6 @@ def _check_encoders(model: "Omni", found: list[Source]) -> None:
             raise ValueError(f"this model reads no {source.kind}s")
         if (source.kind == "sound" or source.options.get("sound")) and model.sound is None:
             raise ValueError("this model hears no sounds")
-
-
-def _ids(
-    model: "Omni", conversation: list[dict], found: list[Source], expansions: list[Expansion], template: dict
-) -> list[int]:
-    """Ids of one conversation, each run as long as it has tokens."""
-    marks = {"video": model.config.media.video_mark} if model.config.media.video_mark else {}
-    texts = [e.text for e in expansions]
-    ids = model.tokenizer.encode_chat(conversation, media=texts, marks=marks, **template)
-    if not found:
-        return ids
-    placeholders = set(_placeholders(model).values())
-    counts: Iterator[int] = iter([n for e in expansions for n in e.counts])
-    expanded: list[int] = []
-    for token in ids:
-        expanded.extend([token] * next(counts) if token in placeholders else [token])
-    return expanded
 
 
 def _placeholders(model: "Omni") -> dict[str, int]:
@@ -130,7 +141,8 @@ def _expand(model: "Omni", source: Source, images: int, options: dict[str, Any])
         return _sound(model, source.value)
     seen = _video(model, source.value, **given)
     if source.options.get("sound"):
-        heard = _sound(model, source.value)
+        own_track = source.options["sound"] is True
+        heard = _sound(model, source.value if own_track else source.options["sound"])
         seen.text, seen.counts, seen.sounds = seen.text + heard.text, seen.counts + heard.counts, heard.sounds
     return seen
 
@@ -170,7 +182,14 @@ def _smart(model: "Omni", picture: Any, images: int) -> list[Tensor]:
     return [sizing.resize(pixels, size, round=True)]
 
 
-_IMAGE_RULES = {"fit": _fit, "tiles": _tiles, "dynamic": _dynamic, "smart": _smart}
+def _frame(model: "Omni", picture: Any, images: int) -> list[Tensor]:
+    media, pixels = model.config.media, to_pixels(picture)
+    limits = media.min_pixels, media.max_pixels
+    size = sizing.smart_frame_size(1, *pixels.shape[-2:], model.config.vision.token_pixels, *limits, temporal=1)
+    return [sizing.resize(pixels, size, round=True)]
+
+
+_IMAGE_RULES = {"fit": _fit, "tiles": _tiles, "dynamic": _dynamic, "smart": _smart, "frame": _frame}
 
 # -- videos ------------------------------------------------------------------------------------------------------------
 
@@ -187,7 +206,11 @@ def _video(
     media, tubelet = model.config.media, model.config.vision.tubelet
     opened = source if isinstance(source, video.Video) else video.open_video(source)
     most = max(tubelet, media.max_frames if max_frames is None else max_frames)
-    indices = video.plan_frames(opened.times, fps or media.fps, most, 1, start, stop)
+    if media.video_plan == "uniform":
+        least = min(media.min_frames, most)
+        indices = video.plan_uniform(opened.times, opened.fps, fps or media.fps, least, most, start, stop)
+    else:
+        indices = video.plan_frames(opened.times, fps or media.fps, most, 1, start, stop)
     size = frame_size(model, opened.size, len(indices))
     rounded = media.video_size == "smart"
     frames = read_frames(opened, indices, size, rounded)
@@ -213,8 +236,10 @@ def frame_size(model: "Omni", size: tuple[int, int], frames: int) -> tuple[int, 
     if media.video_size == "tile":
         return media.tile, media.tile
     if media.video_size == "smart":
-        limits = media.video_min_pixels, media.video_max_pixels
-        return sizing.smart_frame_size(max(frames, v.tubelet), *size, v.token_pixels, *limits, v.tubelet)
+        least, most, count = media.video_min_pixels, media.video_max_pixels, max(frames, v.tubelet)
+        if media.video_frame_tokens is not None:
+            most = sizing.capped_pixels(count, v.token_pixels, least, most, media.video_frame_tokens)
+        return sizing.smart_frame_size(count, *size, v.token_pixels, least, most, v.tubelet)
     most = min(media.video_patches, v.max_grid**2) * v.patch_size**2
     return sizing.smart_size(*size, v.token_pixels, v.token_pixels**2, most)
 

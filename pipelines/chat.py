@@ -112,12 +112,13 @@ class Chat:
         tools: list[dict] | None = None,
         stop: str | Sequence[str] = (),
         stream: bool = False,
+        media: dict[str, Any] | None = None,
         **sampling: Any,
     ) -> Reply | list[Reply] | Iterator[Delta]:
         """Answer one conversation, or a list of them.
 
         Args:
-            messages: OpenAI-style messages; content is a string or a list of text and image parts.
+            messages: OpenAI-style messages; content is a string or a list of parts: text, image, video, audio.
             max_new_tokens: default 512, or what the model's positions leave.
             seed: of the draws; a list has one for each conversation.
             thinking: let the model reason first; default: the checkpoint's own.
@@ -125,6 +126,7 @@ class Chat:
             tools: OpenAI function list. Calls come back in ``tool_calls``.
             stop: strings that end the answer; they are not part of it.
             stream: give an iterator of :class:`Delta` instead.
+            media: how videos are looked at: ``fps``, ``max_frames`` and ``pruning`` of :func:`omni.prepare.prepare`.
             sampling: fields of ``SamplingParams`` (temperature, top_p, top_k, min_p, penalties, logit_bias,
                 logprobs); default: the checkpoint's own.
 
@@ -135,7 +137,7 @@ class Chat:
         params = self._params(len(conversations), seed, sampling)
         thinking = True if thinking is None and budget is not None else thinking
         with torch.inference_mode():
-            inputs = self.model.prepare(conversations, thinking=thinking, tools=tools)
+            inputs = self.model.prepare(conversations, thinking=thinking, tools=tools, **(media or {}))
         prompts = _rows_of(inputs)
         limit = self._room(max(len(ids) for ids in prompts), max_new_tokens)
         stops = (stop,) if isinstance(stop, str) else tuple(stop)

@@ -1,48 +1,35 @@
 """Questions about documents: a picture, a PDF, or a list of pages.
 
-page, and looks at it ──> prefix of the prompt (image and all text before the question), read once ──> cache
-(optional) the page read aloud ──> its text, added to the cache: answers are easier to find in it
-each question ──> copy of that cache ──> answer and its confidence
-many pages ──> the answer of the page that is surest of it
+    pages apart     each page, and looks at it ──> read once ──> cache      (small models; as the checkpoint asks for)
+                    (optional) the page read aloud ──> its text, added to the cache
+                    a question ──> the answer of the page that is surest that it holds one
+    pages together  all pages in one prompt ──> read once ──> cache ──> answer, and the page that it came from
+
+Further questions about the same document find it read.
 """
 
-import math
+import os
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from omni.cache import Cache
-from omni.decoders.autoregressive import Event, Row
-from omni.decoders.sampling import SamplingParams
+from omni.decoders.autoregressive import Row
 from omni.model import Omni
-from omni.pipelines.views import check_views, choose_rows, continued, default_views, read_on, read_views
+from omni.pipelines.reading import TOLD_TOKENS as READ_TOKENS
+from omni.pipelines.reading import Answer, Reading, check_questions, ends_of, greedy, to_text
+from omni.pipelines.views import check_views, default_views
 from omni.tokenizers.image import open_document
-from omni.tokenizers.text import StreamDecoder
+from omni.tokenizers.prompts import NOT_ANSWERABLE
 
 TRANSCRIBE = "Read the page."
-READ_TOKENS = 512  # of a page that is read aloud before the questions
-QUESTIONS_AT_ONCE = 16  # each holds a copy of the page's cache
+WHICH_PAGE = "On which page is that? Answer with the page number."
 PDF_PIXELS = 1536  # longest side of a rendered page, where the model takes that much
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What the model said, where it read it, and how sure it was."""
-
-    text: str
-    pages: tuple[int, ...]  # counted from 1
-    confidence: float  # geometric mean of the probabilities of the answer's tokens, in 0..1
-    tokens: int  # generated, the end token included
-    complete: bool  # False: cut off at max_new_tokens
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+PAGES_KEPT = 64  # readings of single pages that wait for further questions
 
 
 class DocumentQA:
@@ -54,8 +41,9 @@ class DocumentQA:
         if model.tokenizer is None:
             raise ValueError("this model was loaded without a tokenizer; documents need one")
         self.model = model
-        ends = [model.tokenizer.special.get("eos", []), model.config.special_tokens.get("eos", [])]
-        self.ends = frozenset(i for end in ends for i in (end if isinstance(end, list) else [end]))
+        self.ends = ends_of(model)
+        self._known: Any = None  # what tells the document that was read last from others
+        self._readings: dict[tuple, Reading] = {}
 
     @classmethod
     def from_pretrained(cls, name_or_path: str = "tiny", **options: Any) -> "DocumentQA":
@@ -72,33 +60,38 @@ class DocumentQA:
         max_new_tokens: int = 48,
         views: int | None = None,
         read_first: bool | None = None,
+        together: bool | None = None,
     ) -> Answer | list[Answer]:
         """Answer from the whole document, or from ``page`` (counted from 1) alone.
 
-        ``document`` is a path, bytes, a picture, or a list of pictures. Every page is read once, however many
-        questions there are; ``views`` looks at it are answered together (:mod:`omni.pipelines.views`). With
-        ``read_first`` the model transcribes the page, and answers with that text before the questions. Both are by
-        default as the checkpoint asks for.
+        ``document`` is a path, bytes, a picture, or a list of pictures. Every page is read once, also for the questions
+        of later calls. ``together`` puts all pages into one prompt; otherwise each is asked for itself, ``views`` looks
+        at it are answered together (:mod:`omni.pipelines.views`), and with ``read_first`` the model transcribes it and
+        answers with that text before the questions. All three are by default as the checkpoint asks for.
 
         Raises ValueError for a bad document, page, question or number of views.
         """
         views = self._views(views)
         read_first = reads_first(self.model) if read_first is None else read_first
+        together = reads_together(self.model) if together is None else together
         questions = [question] if isinstance(question, str) else list(question)
-        if not questions or not all(isinstance(q, str) and q.strip() for q in questions):
-            raise ValueError(f"a question must be a text that is not empty, not {question!r}")
-        found: list[list[Answer]] = []
-        for number, picture in self._pages(document, page):
-            found.append(self._answer(picture, number, questions, max_new_tokens, views, read_first))
-        best = [max(answers, key=lambda a: a.confidence) for answers in zip(*found, strict=True)]
-        return best[0] if isinstance(question, str) else best
+        check_questions(questions)
+        self._remember(document)
+        pages = self._pages(document, page)
+        if together and page is None:
+            answers = self._together(pages, questions, max_new_tokens)
+        else:
+            answers = self._apart(pages, questions, max_new_tokens, views, read_first)
+        return answers[0] if isinstance(question, str) else answers
 
     def transcribe(
         self, document: Any, page: int | None = None, max_new_tokens: int = 1024, views: int | None = None
     ) -> list[str]:
         """The text of each page, in reading order."""
-        pages, views = self._pages(document, page), self._views(views)
-        return [self._answer(p, n, [TRANSCRIBE], max_new_tokens, views)[0].text for n, p in pages]
+        views = self._views(views)
+        self._remember(document)
+        readings = ((n, self._page(n, picture, views)) for n, picture in self._pages(document, page))
+        return [reading.ask([TRANSCRIBE], max_new_tokens)[0].text for _, reading in readings]
 
     def _views(self, views: int | None) -> int:
         views = default_views(self.model) if views is None else views
@@ -117,63 +110,74 @@ class DocumentQA:
             numbers = track(numbers, "pages", console=console, transient=True, disable=not console.is_terminal)
         return ((number, pages[number - 1]) for number in numbers)
 
-    @torch.inference_mode()
-    def _answer(
-        self,
-        page: Image.Image,
-        number: int,
-        questions: list[str],
-        limit: int,
-        views: int,
-        read_first: bool = False,
-    ) -> list[Answer]:
-        """Answers to all questions from one page."""
-        opening, pixels = self.prompt(page, TRANSCRIBE)
-        rows = [self.prompt(page, question)[0] for question in questions]
-        self._check_room(max(map(len, [*rows, opening] if read_first else rows)), limit)
-        known = _common_prefix([*rows, opening])
-        cache = read_views(self.model, opening[:known], pixels, views)
-        if read_first:
-            most = min(READ_TOKENS, self.model.config.max_positions - len(opening))
-            text = self._continue(cache, [opening[known:]], number, most, views)[0].text
-            rows = [self.prompt(page, question, text)[0] for question in questions]
-            self._check_room(max(map(len, rows)), limit)
-            start, known = known, _common_prefix(rows)
-            read_on(self.model, cache, rows[0][start:known])
-        return self._continue(cache, [ids[known:] for ids in rows], number, limit, views)
+    # -- what was read -------------------------------------------------------------------------------------------------
 
-    def _continue(self, cache: Cache, endings: list[list[int]], number: int, limit: int, views: int) -> list[Answer]:
-        """An answer to each ending of the prompt that begins with what ``cache`` holds."""
-        answers = []
-        for start in range(0, len(endings), QUESTIONS_AT_ONCE):
-            some = endings[start : start + QUESTIONS_AT_ONCE]
-            copies = choose_rows(cache, [0] * len(some), views)
-            said = continued(self.model, copies, some, [self.row(limit) for _ in some], views)
-            answers += [_answer(events, number) for events in said]
-        return answers
+    def _remember(self, document: Any) -> None:
+        """Forget the readings of another document."""
+        identity = _identity(document)
+        if identity is None or identity != self._known:
+            self._known, self._readings = identity, {}
+
+    def _page(self, number: int, picture: Image.Image, views: int, read_first: bool = False) -> Reading:
+        """The reading of one page."""
+        key = (number, views, read_first)
+        if key not in self._readings:
+            if len(self._readings) >= PAGES_KEPT:
+                self._readings.pop(next(iter(self._readings)))
+            tell = TRANSCRIBE if read_first else None
+            self._readings[key] = Reading(self.model, [_image(picture)], tell, views)
+        return self._readings[key]
+
+    # -- answers -------------------------------------------------------------------------------------------------------
+
+    def _apart(
+        self, pages: Iterable[tuple[int, Image.Image]], questions: list[str], limit: int, views: int, read_first: bool
+    ) -> list[Answer]:
+        """Of each question the answer of the page that is surest of it; pages that hold none come last."""
+        found = []
+        for number, picture in pages:
+            answers = self._page(number, picture, views, read_first).ask(questions, limit)
+            found.append([Answer(**{**answer.as_dict(), "pages": (number,)}) for answer in answers])
+        return [max(own, key=lambda a: (a.text != NOT_ANSWERABLE, a.confidence)) for own in zip(*found, strict=True)]
+
+    def _together(self, pages: Iterable[tuple[int, Image.Image]], questions: list[str], limit: int) -> list[Answer]:
+        """Answers from one prompt with all pages; which page each came from is the model's own word."""
+        if ("together",) not in self._readings:
+            parts: list[dict] = []
+            for _, picture in pages:
+                parts += [_image(picture), {"type": "text", "text": "\n"}]
+            self._readings["together",] = Reading(self.model, parts)
+        reading = self._readings["together",]
+        count = len(reading.media)
+        answers = reading.ask(questions, limit)
+        return [
+            Answer(**{**answer.as_dict(), "pages": self._which(reading, question, answer.text, count)})
+            for question, answer in zip(questions, answers, strict=True)
+        ]
+
+    def _which(self, reading: Reading, question: str, answer: str, count: int) -> tuple[int, ...]:
+        """The likeliest page number behind the answer."""
+        if count == 1:
+            return (1,)
+        asked = f"{question}\nThe answer is: {answer}\n{WHICH_PAGE}"
+        scores = reading.score(asked, [str(n) for n in range(1, count + 1)])
+        return (1 + scores.index(max(scores)),)
+
+    # -- one prompt ----------------------------------------------------------------------------------------------------
 
     def prompt(self, page: Image.Image, question: str, text: str | None = None) -> tuple[list[int], tuple[Tensor, ...]]:
         """Ids and pixels of a question about ``page``, which has been read aloud as ``text`` before."""
         asked = [TRANSCRIBE, question] if text is not None else [question]
-        contents = [[{"type": "image", "image": page}, {"type": "text", "text": asked[0]}], *asked[1:]]
+        contents = [[_image(page), {"type": "text", "text": asked[0]}], *asked[1:]]
         messages = [{"role": "user", "content": content} for content in contents]
         if text is not None:
             messages.insert(1, {"role": "assistant", "content": text})
         inputs = self.model.prepare(messages, thinking=False)
         return inputs.input_ids[0].tolist(), inputs.pixels
 
-    def _check_room(self, prompt: int, limit: int) -> None:
-        room = self.model.config.max_positions
-        if limit < 1 or prompt + limit > room:
-            raise ValueError(
-                f"max_new_tokens is {limit}; behind a prompt of {prompt} tokens it must lie between 1 and "
-                f"{room - prompt}"
-            )
-
     def row(self, limit: int) -> Row:
         """A greedy answer of at most ``limit`` tokens, for the next-token loop."""
-        decoder = StreamDecoder(self.model.tokenizer)
-        return Row(SamplingParams(temperature=0, logprobs=0), decoder, limit, eos=self.ends)
+        return greedy(self.model, limit)
 
 
 def reads_first(model: Omni) -> bool:
@@ -181,21 +185,21 @@ def reads_first(model: Omni) -> bool:
     return bool(model.config.sampling.get("document_read_first", False))
 
 
-def to_text(events: list[Event]) -> str:
-    """What one row said."""
-    return "".join(event.text for event in events).strip()
+def reads_together(model: Omni) -> bool:
+    """Whether the checkpoint reads all pages of a document in one prompt."""
+    return bool(model.config.sampling.get("document_together", True))
 
 
-def _answer(events: list[Event], page: int) -> Answer:
-    """One row's answer. Its confidence counts the end token too: where an answer ends is part of it."""
-    confidence = math.exp(sum(event.logprob for event in events) / len(events))
-    return Answer(to_text(events), (page,), confidence, len(events), complete=events[-1].finish == "stop")
+def _image(picture: Image.Image) -> dict[str, Any]:
+    return {"type": "image", "image": picture}
 
 
-def _common_prefix(rows: list[list[int]]) -> int:
-    """Tokens that all rows begin with; every row keeps at least one of its own."""
-    most = min(len(row) for row in rows) - 1
-    for i in range(most):
-        if any(row[i] != rows[0][i] for row in rows):
-            return i
-    return most
+def _identity(document: Any) -> Any:
+    """What stays the same as long as a document does; None where that cannot be told."""
+    if isinstance(document, (str, Path)) and os.path.isfile(document):
+        stat = os.stat(document)
+        return str(document), stat.st_mtime_ns, stat.st_size
+    return document if isinstance(document, bytes) else None
+
+
+__all__ = ["READ_TOKENS", "TRANSCRIBE", "Answer", "DocumentQA", "reads_first", "to_text"]

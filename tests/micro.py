@@ -34,6 +34,7 @@ MICRO = OmniConfig(
     latent=LatentConfig(patch_size=8, channels=3, image_size=64, prediction="sample", position_offset=0),
     max_positions=1024,
     special_tokens={"bos": 1, "eos": [11, 2], "mask": 3, "pad": 21, "image": 14},
+    sampling={"document_together": 0.0},
 )
 
 CODEC_LATENT = LatentConfig(

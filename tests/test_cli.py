@@ -110,7 +110,7 @@ def test_bad_usage_is_exit_code_2(capsys, arguments):
     ("arguments", "message"),
     [
         (["ask", "no-such-file.pdf", "what?"], "no-such-file.pdf does not exist"),
-        (["ask", __file__, "what?"], "is not a picture"),
+        (["ask", __file__, "what?"], "neither a picture"),
         (["chat", "hi", "--image", "no-such.png"], "no-such.png does not exist"),
         (["chat", "hi", "--model", "no/such/folder"], "no/such/folder"),
         (["draw", "a cat", "--model", "no/such/folder"], "no/such/folder"),

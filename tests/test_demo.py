@@ -21,6 +21,7 @@ def result() -> dict:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(omni, "load", lambda name: model)
         patch.setattr(demo, "PICTURES_PER_CATEGORY", 1)
+        patch.setattr(demo, "HOUR_MINUTES", 2)
         patch.setattr("omni.pipelines.images.STEPS", 2)
         patch.setattr(demo, "MAX_ANSWER", 3)
         return demo.run("tiny")
@@ -31,10 +32,14 @@ def test_everything_is_asked_and_judged(result):
     assert len(questions) >= 20
     assert len(result["pictures"]["items"]) == 6
     assert [m["role"] for m in result["conversations"]["items"][0]] == ["user", "assistant"] * 3
-    answers, pictures = result["scores"]
+    answers, watched, pictures = result["scores"]
     assert answers == {"what": "answers right", "right": sum(q["right"] for q in questions), "of": len(questions)}
     assert pictures["of"] == 6
-    assert re.fullmatch(r"\d+/\d+ answers right, \d+/6 pictures right, \d+ s", demo.summary(result))
+    media = [q for item in result["media"] for q in item["questions"]]
+    assert len(result["media"]) == 5
+    assert watched["of"] == len(media) >= 20
+    said = r"\d+/\d+ answers right, \d+/\d+ about charts, clips and sounds right, \d+/6 pictures right, \d+ s"
+    assert re.fullmatch(said, demo.summary(result))
 
 
 def test_the_page_is_whole_and_self_contained(result, tmp_path):
@@ -44,12 +49,14 @@ def test_the_page_is_whole_and_self_contained(result, tmp_path):
     assert [p.name for p in path.parent.iterdir()] == ["index.html"]
     assert "&lt;b&gt;&amp;" in page
     assert not re.search(r"(src|href)=\"(?!data:)", page)
-    assert page.count("<img") == len(result["documents"]) + len(result["pictures"]["items"])
-    for document in result["documents"]:
+    sections = [*result["documents"], *result["media"]]
+    assert page.count("<img") == len(sections) + len(result["pictures"]["items"])
+    for document in sections:
         assert document["image"] in page
         assert all(f"<td>{q['question']}" in page for q in document["questions"])
-    assert page.count("✓ right") == result["scores"][0]["right"]
-    assert page.count("✗ wrong") == result["scores"][0]["of"] - result["scores"][0]["right"]
+    right, of = (sum(score[key] for score in result["scores"][:2]) for key in ("right", "of"))
+    assert page.count("✓ right") == right
+    assert page.count("✗ wrong") == of - right
 
 
 def test_a_missing_model_is_one_line(capsys, monkeypatch, tmp_path):

@@ -12,7 +12,8 @@ from omni.data.documents import sample_document
 from omni.families.tiny import TINY
 from omni.inputs import Inputs
 from omni.model import Omni
-from omni.pipelines.documents import QUESTIONS_AT_ONCE, TRANSCRIBE, Answer, DocumentQA, _common_prefix
+from omni.pipelines.documents import TRANSCRIBE, Answer, DocumentQA
+from omni.pipelines.reading import QUESTIONS_AT_ONCE, Reading, common_prefix
 from omni.pipelines.views import looks
 from omni.tokenizers.bytes import ByteTokenizer
 
@@ -22,7 +23,7 @@ QUESTIONS = ["What is the date?", "Who signed it?", "What is the total amount th
 @pytest.fixture(scope="module")
 def reader() -> DocumentQA:
     torch.manual_seed(0)
-    model = Omni(replace(TINY, denoiser=None, latent=None, sampling={})).eval()
+    model = Omni(replace(TINY, denoiser=None, latent=None, sampling={"document_together": 0.0})).eval()
     with torch.no_grad():
         model.embed.weight.mul_(20)  # peaked logits: argmax does not hang on the order of additions
     model.tokenizer = ByteTokenizer()
@@ -92,7 +93,7 @@ def test_end_token_ends_the_answer(reader, monkeypatch):
     answer = reader(page(), QUESTIONS[0], max_new_tokens=4)
     tokens, _ = greedy(reader, page(), QUESTIONS[0], 4)
     assert not answer.complete
-    monkeypatch.setattr(reader, "ends", frozenset([tokens[1]]))
+    monkeypatch.setattr("omni.pipelines.reading.ends_of", lambda model: frozenset([tokens[1]]))
     cut = reader(page(), QUESTIONS[0], max_new_tokens=4)
     first = tokens.index(tokens[1])
     assert cut.complete
@@ -101,7 +102,7 @@ def test_end_token_ends_the_answer(reader, monkeypatch):
 
 
 def test_a_page_read_aloud_stands_before_its_questions(reader, monkeypatch):
-    monkeypatch.setattr("omni.pipelines.documents.READ_TOKENS", 9)
+    monkeypatch.setattr("omni.pipelines.reading.TOLD_TOKENS", 9)
     seen = []
     see = type(reader.model).see_all
     monkeypatch.setattr(
@@ -118,19 +119,21 @@ def test_a_page_read_aloud_stands_before_its_questions(reader, monkeypatch):
 
 
 def test_a_page_without_text_can_be_read_first(reader, monkeypatch):
-    monkeypatch.setattr(reader, "ends", frozenset(range(320)))  # every answer ends before it has begun
+    monkeypatch.setattr("omni.pipelines.reading.ends_of", lambda model: frozenset(range(320)))  # every answer ends before it has begun
     assert reader(page(), QUESTIONS[0], read_first=True).text == ""
 
 
 def test_the_checkpoint_says_whether_pages_are_read_first(reader, monkeypatch):
-    monkeypatch.setattr("omni.pipelines.documents.READ_TOKENS", 3)
-    asked = []
-    prompt = DocumentQA.prompt
-    monkeypatch.setattr(DocumentQA, "prompt", lambda self, *a: asked.append(a[1]) or prompt(self, *a))
+    monkeypatch.setattr("omni.pipelines.reading.TOLD_TOKENS", 3)
+    told = []
+    monkeypatch.setattr(
+        "omni.pipelines.documents.Reading",
+        lambda model, parts, tell, views: told.append(tell) or Reading(model, parts, tell, views),
+    )
     monkeypatch.setitem(reader.model.config.sampling, "document_read_first", 1.0)
     reader(page(), QUESTIONS[0], max_new_tokens=1)
     reader(page(), QUESTIONS[0], max_new_tokens=1, read_first=False)
-    assert asked == [TRANSCRIBE, QUESTIONS[0], QUESTIONS[0], TRANSCRIBE, QUESTIONS[0]]
+    assert told == [TRANSCRIBE, None]
 
 
 def again(model, ids, pixels, said):
@@ -216,7 +219,7 @@ def test_a_model_that_cannot_see_is_refused(reader):
 
 
 def test_common_prefix_leaves_every_row_a_token():
-    assert _common_prefix([[1, 2, 3], [1, 2, 4]]) == 2
-    assert _common_prefix([[1, 2], [1, 2, 3]]) == 1
-    assert _common_prefix([[1, 2, 3]]) == 2
-    assert _common_prefix([[9], [1]]) == 0
+    assert common_prefix([[1, 2, 3], [1, 2, 4]]) == 2
+    assert common_prefix([[1, 2], [1, 2, 3]]) == 1
+    assert common_prefix([[1, 2, 3]]) == 2
+    assert common_prefix([[9], [1]]) == 0

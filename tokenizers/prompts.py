@@ -5,6 +5,9 @@ from collections.abc import Callable
 UPSAMPLE = "Describe in full: {prompt}"
 """What the reasoner of the shipped model is asked, so that it says all that a prompt for a picture leaves open."""
 
+NOT_ANSWERABLE = "Not answerable"
+"""What is said of a question that the page does not answer (MMLongBench-Doc's words)."""
+
 
 def caption_ids(caption: str, special: dict, encode: Callable[[str], list[int]]) -> list[int]:
     """A prompt for pictures: ``<s> caption </s>``; the empty caption is the unconditional branch."""

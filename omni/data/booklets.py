@@ -12,8 +12,8 @@ from random import Random
 from omni.data import HELD_OUT_SEEDS, TRAIN_SEEDS
 from omni.data.document_questions import COLUMNS, FIELDS
 from omni.data.documents import SIZES, Document, sample_document
+from omni.tokenizers.prompts import NOT_ANSWERABLE
 
-NOT_ANSWERABLE = "Not answerable"
 FEWEST_PAGES, MOST_PAGES = 2, 6
 FEWEST_QUESTIONS, MOST_QUESTIONS = 4, 8
 CHART_SHARE = 0.4  # of the pages
@@ -112,3 +112,6 @@ def _own_questions(pages: tuple[Document, ...], rng: Random) -> list[tuple[str, 
         rng.shuffle(own)
         rounds += [(turn, rng.random(), (*qa, i + 1)) for turn, qa in enumerate(own)]
     return [entry for _, _, entry in sorted(rounds)]
+
+
+__all__ = ["NOT_ANSWERABLE", "Booklet", "foreign_question", "sample_booklet", "subjects"]

@@ -23,7 +23,8 @@ from omni.tokenizers.prompts import time_label
 from omni.tokenizers.sound import log_mel
 
 DESCRIBE = ("What happens?", "Describe the video.", "Tell what you see.")
-CLIP_LENGTHS = (6, 8, 8, 10, 12, 12, 14, 16)  # frames: one length a batch
+CLIP_LENGTHS = (6, 6, 8, 8, 8, 10, 12, 12, 14, 16, 16, 32)  # frames: one length a batch
+USUAL_LENGTH = 10  # frames of the clips that ``size`` counts; batches of longer ones are smaller
 
 
 @dataclass(frozen=True)
@@ -53,10 +54,11 @@ class Told:
 def watch_batch(
     seed: int, size: int, encoding: Encoding, questions: int, read_first: float, kinds: dict[str, float] | None = None
 ) -> SenseBatch:
-    """``size`` clips of one length; in a share ``read_first`` the questions come after the description."""
+    """Clips of one length; in a share ``read_first`` the questions come after the description."""
     rng, base = Random(f"watch {seed}"), 1_000_000 + seed * 4096
     count = Random(f"clip length {seed // encoding.parts}").choice(CLIP_LENGTHS)
-    clips = [sample_clip(base + i, _kind(rng, kinds), count) for i in range(size)]
+    rows = max(1, round(size * USUAL_LENGTH / count))
+    clips = [sample_clip(base + i, _kind(rng, kinds), count) for i in range(rows)]
     tokens = _tokens(clips[0].frames, encoding)
     told = [
         Told(

@@ -70,6 +70,7 @@ TINY = OmniConfig(
         "image_upsample": 1.0,
         "document_views": 4.0,
         "document_read_first": 1.0,
+        "document_together": 0.0,
     },
 )
 

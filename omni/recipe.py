@@ -120,11 +120,13 @@ class SensePlan:
     kinds: dict[str, float] | None = None
     weight: float = 1.0
     named_weight: float = 0.3  # of naming what each token shows, or what is heard at it
+    pruned: float = 0.0  # share of the batches of video whose tokens EVS prunes, at rates up to PRUNING
     every: int = 1
 
     def __post_init__(self) -> None:
         _check_counts(self, "size", "questions", "every")
         _check(self, "read_first", 0, 1)
+        _check(self, "pruned", 0, 1)
         if self.kinds is not None:
             weights = self.kinds.values() if isinstance(self.kinds, dict) else ()
             _require(any(w > 0 for w in weights), f"SensePlan.kinds is {self.kinds!r}; it must map kinds to weights")

@@ -46,6 +46,7 @@ from omni.data.senses import SENSES as SENSE_BATCHES
 from omni.data.senses import SenseBatch
 from omni.data.sounds import UNITS
 from omni.decoders.flow import interpolate, sample_times
+from omni.encoders.reduction import retention_mask
 from omni.inputs import Inputs
 from omni.mixers.moe import Router
 from omni.model import Omni
@@ -54,6 +55,7 @@ from omni.recipe import SENSES, DrawPlan, ReadPlan, Recipe, SensePlan, TalkPlan,
 from omni.tokenizers.bytes import ByteTokenizer
 from omni.tokenizers.latent import PixelCodec
 
+PRUNING = 0.8  # highest rate at which videos are pruned
 CODEC_SCENES = 2000
 """Training scenes that the linear codec is fitted on, before the first step."""
 
@@ -92,10 +94,9 @@ class Steps(IterableDataset):
         return made
 
     def _sense(self, seed: int, plan: SensePlan, kind: str) -> SenseBatch:
-        more = {} if kind == "look" else {"read_first": plan.read_first}
-        more |= {"kinds": plan.kinds} if kind in ("watch", "listen") else {}
+        more = {"kinds": plan.kinds} if kind in ("watch", "listen") else {}
         own = replace(self.encoding, parts=self.parts)
-        return SENSE_BATCHES[kind](self._own(seed), plan.size, own, plan.questions, **more)
+        return SENSE_BATCHES[kind](self._own(seed), plan.size, own, plan.questions, plan.read_first, **more)
 
     def _read(self, seed: int, plan: ReadPlan) -> ReadBatch:
         look = Random(f"read {seed}")  # the same in every process
@@ -205,23 +206,36 @@ class OmniTraining(L.LightningModule):
 
     def sense_losses(self, kind: str, plan: SensePlan, batch: SenseBatch) -> dict[str, tuple[float, Tensor]]:
         """Next tokens of the answers, and the classes of what each token shows or of what is heard at it."""
-        model, parts, seen, clips, tokens_heard = self.model, {}, None, (), None
+        ids, labels, parts = batch.input_ids, batch.labels, {}
+        inputs, seen, heard = Inputs(ids), None, None
         if batch.frames is not None:
             tokens = self._see(batch.frames)  # (b, units, tokens, d)
-            seen = [row.flatten(0, 1) for row in tokens]
             if batch.shown is not None:
                 named = self.clip_head(tokens).split(CLIP_CLASSES, dim=-1)
                 told = sum(losses.balanced(*pair) for pair in zip(named, batch.shown.unbind(-1), strict=True))
                 parts[f"{kind}_shown"] = (plan.named_weight, told)
+            pixels = tuple(f if len(f) > 1 else f[0] for f in batch.frames)
+            kept = torch.ones(tokens.shape[:-1], dtype=torch.bool, device=ids.device)
+            if tokens.shape[1] > 1 and float(torch.rand(())) < plan.pruned:
+                rate = PRUNING * float(torch.rand(()))
+                kept = torch.stack([retention_mask(row.detach(), rate) for row in tokens])
+                ids, labels = self._without(ids, labels, kept)
+            seen = [row[own] for row, own in zip(tokens, kept, strict=True)]
+            inputs = replace(inputs, input_ids=ids, pixels=pixels, kept=tuple(kept) if tokens.shape[1] > 1 else ())
         if batch.sounds is not None:
+            states = self.model.sound_projector(self.model.sound(batch.sounds, batch.lengths))
+            parts[f"{kind}_heard"] = (plan.named_weight, losses.balanced(self.sound_head(states), batch.heard))
             clips = tuple(row[:n] for row, n in zip(batch.sounds, batch.lengths.tolist(), strict=True))
-            heard = model.sound_projector(model.sound(batch.sounds, batch.lengths))
-            told = losses.balanced(self.sound_head(heard), batch.heard)
-            parts[f"{kind}_heard"] = (plan.named_weight, told)
-            tokens_heard = [row[: model.sound.tokens_of(len(c))] for row, c in zip(heard, clips, strict=True)]
-        pixels = () if batch.frames is None else tuple(f if len(f) > 1 else f[0] for f in batch.frames)
-        hidden = model.read(Inputs(batch.input_ids, pixels=pixels, sounds=clips), seen=seen, heard=tokens_heard)
-        return parts | {kind: (plan.weight, losses.next_token(model.predict(hidden), batch.labels))}
+            heard = [row[: self.model.sound.tokens_of(len(c))] for row, c in zip(states, clips, strict=True)]
+            inputs = replace(inputs, sounds=clips)
+        hidden = self.model.read(inputs, seen=seen, heard=heard)
+        return parts | {kind: (plan.weight, losses.next_token(self.model.predict(hidden), labels))}
+
+    def _without(self, ids: Tensor, labels: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows (b, n) without the placeholders of what was pruned: as many in every row."""
+        stays = torch.ones_like(ids, dtype=torch.bool)
+        stays[ids == self.model.config.special_tokens["video"]] = kept.flatten()
+        return ids[stays].view(len(ids), -1), labels[stays].view(len(ids), -1)
 
     def _see(self, frames: Tensor) -> Tensor:
         """(b, T, 3, H, W) -> tokens (b, units, n, d): tubelets, or still pictures where T is 1."""

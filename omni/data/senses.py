@@ -14,10 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from omni.data.batches import IGNORED, Batch, Encoding, answer_labels, pad_answers, to_pixels
+from omni.data.batches import IGNORED, TRANSCRIBE, Batch, Encoding, answer_labels, pad_answers, to_pixels
 from omni.data.clips import Clip, clip_targets, sample_clip
 from omni.data.films import Film, sample_film
-from omni.data.sights import sample_sight, sight_targets
+from omni.data.scenes import Thing
+from omni.data.sights import box, box_text, full_name, sample_sight, sight_targets
 from omni.data.sounds import Sound, sample_sound, sound_targets
 from omni.tokenizers.prompts import time_label
 from omni.tokenizers.sound import log_mel
@@ -75,16 +76,24 @@ def watch_batch(
     return SenseBatch(ids, labels, _frames([c.frames for c in clips]), shown)
 
 
-def look_batch(seed: int, size: int, encoding: Encoding, questions: int) -> SenseBatch:
+def listing(things: Sequence[Thing]) -> str:
+    """What a still picture shows, one thing a line with its box: what is read aloud of a picture without print."""
+    return "\n".join(f"{full_name(thing)} {box_text(box(thing))}" for thing in things)
+
+
+def look_batch(seed: int, size: int, encoding: Encoding, questions: int, read_first: float) -> SenseBatch:
     """``size`` still pictures."""
     rng, base = Random(f"look {seed}"), 1_000_000 + seed * 4096
     sights = [sample_sight(base + i) for i in range(size)]
     images = [s.image[None] for s in sights]
     tokens = _tokens(images[0], encoding)
-    told = [Told("image", encoding.names["image"], [tokens], None, s.qa) for s in sights]
+    told = [
+        Told("image", encoding.names["image"], [tokens], (rng.choice(TRANSCRIBE), listing(s.things)), s.qa)
+        for s in sights
+    ]
     shown = np.stack([sight_targets(s, encoding.token_pixels) for s in sights])[:, None]
     shown = np.concatenate([shown, np.full((*shown.shape[:-1], 1), IGNORED)], axis=-1)
-    ids, labels = _rows(told, rng, encoding, questions, 0.0)
+    ids, labels = _rows(told, rng, encoding, questions, read_first)
     return SenseBatch(ids, labels, _frames(images), torch.from_numpy(shown))
 
 

@@ -417,29 +417,40 @@ def _eval(args: Arguments) -> Any:
         raise UsageError(f"unknown task {args.task!r}; known: {', '.join(TASKS)}")
     if args.data is not None and not TASKS[args.task].takes_data:
         raise UsageError(f"the task {args.task!r} draws its own cases; it takes no --data")
+    if args.data is None and TASKS[args.task].needs_data:
+        raise UsageError(f"the task {args.task!r} has no cases of its own; it needs --data")
     options = _assigned(args.options)
     try:
         TASKS[args.task].check(options)
     except ValueError as error:
         raise UsageError(f"{args.task}: {error}") from None
-    report = evaluate(args.task, _load(args), count=args.count, seed=args.seed, data=args.data, **options)
+    own = {"data": args.data, "journal": _journal(args)}
+    report = evaluate(args.task, _load(args), count=args.count, seed=args.seed, **own, **options)
     if args.out is not None:
         report.save(args.out)
+        if own["journal"] is not None:
+            own["journal"].unlink(missing_ok=True)
     _print(args, table(report))
     return report.as_dict()
 
 
+def _journal(args: Arguments) -> Path | None:
+    """Where the answers to own cases are kept as they come, so that a long run goes on where it was stopped."""
+    return args.out.with_name(f"{args.out.name}.part") if args.out is not None and args.data is not None else None
+
+
 def _bench_arguments(parser: Parser) -> None:
-    parser.add_argument("subject", choices=["language"], help="what to measure")
+    parser.add_argument("subject", choices=["language", "understanding"], help="what to measure")
     parser.add_argument("--quick", action="store_true", help="fewer turns and shorter prompts")
     parser.add_argument("--threads", type=whole(1, 1024), default=2, help="of both sides (default: 2)")
 
 
 def _bench(args: Arguments) -> Any:
-    from omni.bench import bench_language, table
+    from omni import bench, bench_understanding
 
-    report = bench_language(quick=args.quick, seed=args.seed, threads=args.threads)
-    _print(args, table(report))
+    measures = {"language": bench.bench_language, "understanding": bench_understanding.bench_understanding}
+    report = measures[args.subject](quick=args.quick, seed=args.seed, threads=args.threads)
+    _print(args, bench.table(report))
     return report.as_dict()
 
 

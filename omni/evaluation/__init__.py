@@ -1,10 +1,18 @@
 """How good a model is, measured on cases that training never draws, always beside controls that must be worse.
 
     documents   questions and transcription on held-out pages      controls: a blank page, another page
+    charts      the same on charts                                 controls: a blank page, another chart
+    booklets    questions about several pages, and which has them  control: another booklet
+    sights      questions about still pictures, and boxes          control: another picture
+    video       questions about clips                              controls: frames shuffled, frozen, blank
+    sound       questions about recordings, and transcription      controls: silence, another recording
+    films       questions about clips with sound                   controls: another one's sound, another one's frames
     draw        GenEval's six categories, checked by a detector    control: another prompt's request
     text        held-out dialogues and tales                       control: another case's answer
+    qa          your own questions about any medium
 
-``evaluate("documents", model)``, or ``omni eval documents``; with ``data`` on documents of your own.
+``evaluate("documents", model)``, or ``omni eval documents``; with ``data`` on documents, charts, pictures, videos and
+recordings of your own. A ``journal`` keeps the answers of such a run as they come.
 """
 
 import difflib
@@ -14,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from omni.evaluation import documents, draw, text
+from omni.evaluation import booklets, documents, draw, films, own, sights, sound, text, video
 from omni.evaluation.report import Report, table
 from omni.model import Omni
 
@@ -28,11 +36,12 @@ class Task:
     summary: str
     run: Callable[..., tuple[dict[str, Any], list[dict]]]
     takes_data: bool = False
+    needs_data: bool = False
 
     @property
     def options(self) -> dict[str, Any]:
         """The options that are the task's own, with their types."""
-        shared = ("model", "count", "seed", "data", "return")
+        shared = ("model", "count", "seed", "data", "journal", "return")
         return {name: kind for name, kind in get_type_hints(self.run).items() if name not in shared}
 
     def check(self, options: dict[str, Any]) -> None:
@@ -49,8 +58,15 @@ class Task:
 
 TASKS = {
     "documents": Task("questions about pages, and their transcription", documents.run, takes_data=True),
+    "charts": Task("questions about charts, and their tables", documents.run_charts, takes_data=True),
+    "booklets": Task("questions about documents of several pages", booklets.run),
+    "sights": Task("questions about still pictures, and where things are", sights.run, takes_data=True),
+    "video": Task("questions about clips", video.run, takes_data=True),
+    "sound": Task("questions about recordings, and their transcription", sound.run, takes_data=True),
+    "films": Task("questions about clips with sound", films.run),
     "draw": Task("pictures that show what was asked", draw.run),
     "text": Task("short answers and perplexity", text.run),
+    "qa": Task("your own questions about any medium", own.qa, takes_data=True, needs_data=True),
 }
 
 
@@ -60,13 +76,17 @@ def evaluate(
     count: int = 200,
     seed: int = 0,
     data: str | Path | None = None,
+    journal: str | Path | None = None,
     **options: Any,
 ) -> Report:
     """Measure ``model`` (or the model of that name) on ``count`` cases.
 
     Args:
         seed: which held-out cases; every seed has its own.
-        data: own cases, for tasks that take them; see :mod:`omni.evaluation.documents`.
+        data: own cases, for tasks that take them; see :mod:`omni.evaluation.own` and, of documents and charts,
+            :mod:`omni.evaluation.documents`.
+        journal: file that answers to own cases are written to as they come. The same call goes on behind the last of
+            them if it was broken off; the file is the caller's to remove.
         options: the task's own; see its ``run``.
 
     Raises:
@@ -85,12 +105,18 @@ def evaluate(
         if not TASKS[task].takes_data:
             raise ValueError(f"the task {task!r} draws its own cases; it takes no data")
         options["data"] = Path(data)
+        options |= {} if journal is None else {"journal": Path(journal)}
+    elif TASKS[task].needs_data:
+        raise ValueError(f"the task {task!r} has no cases of its own; it needs data")
+    elif journal is not None:
+        raise ValueError("a journal is for cases of your own; give data too")
     if isinstance(model, str):
         import omni
 
         model = omni.load(model)
     began = time.perf_counter()
     metrics, samples = TASKS[task].run(model, count, seed, **options)
+    options.pop("journal", None)
     settings = {"count": count, "seed": seed, **{k: str(v) if k == "data" else v for k, v in options.items()}}
     return Report(task, metrics, samples, settings, round(time.perf_counter() - began, 1))
 

@@ -1,11 +1,10 @@
-"""Reading: questions about held-out pages and their transcription, or questions about people's own documents.
+"""Reading: questions about held-out pages or charts and their transcription, or about people's own documents.
 
 Own documents are lines of JSON: {"document": path, "question": text, "answers": [text, ...]} and, if it matters,
 "page" (counted from 1). Paths are relative to the file that names them.
 """
 
-import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -15,8 +14,9 @@ import torch
 from PIL import Image
 
 from omni.data.documents import LEVELS, Document, sample_document
+from omni.evaluation.own import Journal, check_case, read_lines
 from omni.evaluation.report import averages, grouped, held_out, progress
-from omni.metrics import anls, character_accuracy, exact_match
+from omni.metrics import anls, character_accuracy, exact_match, relaxed_accuracy
 from omni.model import Omni
 from omni.pipelines.documents import READ_TOKENS, TRANSCRIBE, DocumentQA, reads_first, to_text
 from omni.pipelines.views import check_views, choose_rows, continued, default_views, read_views
@@ -25,8 +25,10 @@ from omni.tokenizers.image import border_colour
 PAGES_AT_ONCE = 32  # pages of one size that are read together
 ANSWER = 48  # tokens of an answer
 TRANSCRIPTION = {"word": 48, "line": 64, "lines": 160, "page": 512, "chart": 160}  # tokens of one, by level
-SCORES = {"anls": anls, "exact_match": exact_match}
-MAX_LINES = 1_000_000
+SCORES = {
+    "page": {"anls": anls, "exact_match": exact_match},
+    "chart": {"anls": anls, "relaxed_accuracy": relaxed_accuracy},
+}
 CONTROLS = ("blank", "shuffled")
 CONTROLLED = 60  # pages that the controls are shown for
 
@@ -36,6 +38,7 @@ def run(
     count: int,
     seed: int,
     data: Path | None = None,
+    journal: Path | None = None,
     questions: int = 3,
     transcribed: int | None = None,
     read_first: bool | None = None,
@@ -49,32 +52,78 @@ def run(
     Metrics: ANLS and exact match of the answers; the same, for the first pages, with a blank page and with another page
     of the same size in its place; character accuracy of the transcription.
     """
+    reader, how = _reader(model, read_first, views)
+    if data is not None:
+        return _own(reader, data, count, how, "page", journal)
+    return _held_out(model, count, seed, "page", LEVELS, questions, transcribed, how)
+
+
+def run_charts(
+    model: Omni,
+    count: int,
+    seed: int,
+    data: Path | None = None,
+    journal: Path | None = None,
+    questions: int = 3,
+    transcribed: int | None = None,
+    read_first: bool | None = None,
+    views: int | None = None,
+) -> tuple[dict[str, Any], list[dict]]:
+    """The same of charts, and ``transcribed`` of them are told as tables.
+
+    Metrics: ANLS and relaxed accuracy, also with the controls; character accuracy of the tables.
+    """
+    reader, how = _reader(model, read_first, views)
+    if data is not None:
+        return _own(reader, data, count, how, "chart", journal)
+    return _held_out(model, count, seed, "chart", ("chart",), questions, transcribed, how)
+
+
+def _reader(model: Omni, read_first: bool | None, views: int | None) -> tuple[DocumentQA, dict[str, Any]]:
     reader = DocumentQA(model)
     if views is not None:
         check_views(views)
-    how = {"views": views, "read_first": reads_first(model) if read_first is None else read_first}
-    if data is not None:
-        return _own(reader, data, count, how)
-    if questions < 1:
-        raise ValueError(f"questions is {questions}; it must be at least 1")
-    seeds = list(held_out(seed, count))
-    pages = [sample_document(s) for s in seeds]
-    asked = [Random(s).sample(page.qa, min(questions, len(page.qa))) for s, page in zip(seeds, pages, strict=True)]
-    samples = _ask(model, seeds, pages, asked, how)
-    metrics = averages(samples, [*SCORES, *(f"{c}_anls" for c in CONTROLS)])
-    transcripts = _transcribe(model, seed, max(1, count // 5) if transcribed is None else transcribed, views)
-    levels = grouped(transcripts, "level", ["character_accuracy"])
-    metrics |= {"character_accuracy": levels.get("page", {}).get("character_accuracy")}
-    groups = grouped(samples, "kind", [*SCORES, *(f"{c}_anls" for c in CONTROLS)])
-    groups |= {f"transcribed {level}": levels[level] for level in LEVELS if level in levels}
-    return {**metrics, "groups": groups}, samples + transcripts
+    return reader, {"views": views, "read_first": reads_first(model) if read_first is None else read_first}
 
 
 # -- held-out pages --------------------------------------------------------------------------------------------------
 
 
+def _held_out(
+    model: Omni,
+    count: int,
+    seed: int,
+    level: str,
+    levels: Sequence[str],
+    questions: int,
+    transcribed: int | None,
+    how: dict[str, Any],
+) -> tuple[dict[str, Any], list[dict]]:
+    """Questions about documents of ``level``, and the transcription of those of ``levels``."""
+    if questions < 1:
+        raise ValueError(f"questions is {questions}; it must be at least 1")
+    seeds = list(held_out(seed, count))
+    pages = [sample_document(s, level) for s in seeds]
+    asked = [Random(s).sample(page.qa, min(questions, len(page.qa))) for s, page in zip(seeds, pages, strict=True)]
+    scores = SCORES[level]
+    columns = [*scores, *(f"{name}_{score}" for name in CONTROLS for score in scores if score != "exact_match")]
+    samples = _ask(model, seeds, pages, asked, how, scores)
+    most = max(1, count // 5) if transcribed is None else transcribed
+    transcripts = _transcribe(model, seed, most, how["views"], levels)
+    found = grouped(transcripts, "level", ["character_accuracy"])
+    metrics = averages(samples, columns) | {"character_accuracy": found.get(level, {}).get("character_accuracy")}
+    groups = grouped(samples, "kind", columns)
+    groups |= {f"transcribed {name}": found[name] for name in levels if name in found}
+    return {**metrics, "groups": groups}, samples + transcripts
+
+
 def _ask(
-    model: Omni, seeds: list[int], pages: list[Document], asked: list[list[tuple[str, str]]], how: dict[str, Any]
+    model: Omni,
+    seeds: list[int],
+    pages: list[Document],
+    asked: list[list[tuple[str, str]]],
+    how: dict[str, Any],
+    scores: dict[str, Callable],
 ) -> list[dict]:
     """One sample a question, with the answers to the page and to the two controls."""
     pictures = [Image.fromarray(page.image) for page in pages]
@@ -89,16 +138,17 @@ def _ask(
     for i, page in enumerate(pages):
         for j, (question, answer) in enumerate(asked[i]):
             sample = {"seed": seeds[i], "kind": page.kind, "question": question, "answers": [answer]}
-            sample |= _scored(said[""][i][j], [answer])
+            sample |= _scored(said[""][i][j], [answer], scores)
             for name in CONTROLS:
                 if said[name][i] is not None:
-                    sample |= {f"{name}_{k}": v for k, v in _scored(said[name][i][j], [answer]).items()}
+                    found = _scored(said[name][i][j], [answer], scores)
+                    sample |= {f"{name}_{k}": v for k, v in found.items()}
             samples.append(sample)
     return samples
 
 
-def _scored(said: str, answers: Sequence[str]) -> dict[str, Any]:
-    return {"said": said, **{name: score(said, answers) for name, score in SCORES.items()}}
+def _scored(said: str, answers: Sequence[str], scores: dict[str, Callable]) -> dict[str, Any]:
+    return {"said": said, **{name: score(said, answers) for name, score in scores.items()}}
 
 
 def blank(picture: Image.Image) -> Image.Image:
@@ -126,9 +176,9 @@ def _by_size(pictures: Sequence[Image.Image | None]) -> list[list[int]]:
     return list(sizes.values())
 
 
-def _transcribe(model: Omni, seed: int, count: int, views: int | None) -> list[dict]:
+def _transcribe(model: Omni, seed: int, count: int, views: int | None, levels: Sequence[str]) -> list[dict]:
     samples = []
-    for level in LEVELS:
+    for level in levels:
         seeds = list(held_out(seed, count))
         pieces = [sample_document(s, level) for s in seeds]
         pictures = [Image.fromarray(piece.image) for piece in pieces]
@@ -188,7 +238,7 @@ def _answer_batch(
     reader, prompts, pixels, owners = DocumentQA(model), [], [], []
     for i, (picture, some) in enumerate(zip(pictures, questions, strict=True)):
         for question in some:
-            ids, page = reader.prompt(picture, question, texts[i] if texts else None)
+            ids, page = reader.prompt(picture, question, (texts[i] or None) if texts else None)
             prompts.append(ids)
             owners.append(i)
         pixels += page
@@ -212,53 +262,41 @@ def _common(prompts: list[list[int]], image: int) -> int:
 # -- own documents ---------------------------------------------------------------------------------------------------
 
 
-def _own(reader: DocumentQA, path: Path, count: int, how: dict[str, Any]) -> tuple[dict[str, Any], list[dict]]:
+def _own(
+    reader: DocumentQA, path: Path, count: int, how: dict[str, Any], level: str, journal: Path | None
+) -> tuple[dict[str, Any], list[dict]]:
     """The first ``count`` lines of ``path``; questions on one document, or one page of it, are asked together."""
     cases = read_cases(path)[:count]
     together: dict[tuple[str, int | None], list[int]] = {}
     for i, case in enumerate(cases):
         together.setdefault((case["document"], case.get("page")), []).append(i)
-    samples: list[dict] = [{} for _ in cases]
-    with progress("documents", len(cases)) as advance:
-        for (document, page), members in together.items():
-            found = reader(path.parent / document, [cases[i]["question"] for i in members], page=page, **how)
-            for i, answer in zip(members, found, strict=True):
-                told = {"pages": list(answer.pages), "confidence": answer.confidence}
-                samples[i] = {**cases[i], **_scored(answer.text, cases[i]["answers"]), **told}
-            advance(len(members))
-    return {**averages(samples, list(SCORES)), "groups": grouped(samples, "document", list(SCORES))}, samples
+    order = [i for members in together.values() for i in members]
+    scores = SCORES[level]
+
+    def respond(some: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        document, page = path.parent / some[0]["document"], some[0].get("page")
+        answers = reader(document, [case["question"] for case in some], page=page, **how)
+        return [
+            {
+                **case,
+                **_scored(answer.text, case["answers"], scores),
+                "pages": list(answer.pages),
+                "confidence": answer.confidence,
+            }
+            for case, answer in zip(some, answers, strict=True)
+        ]
+
+    # Answers are counted in this order, which hangs on how many lines there are.
+    book = Journal(journal, reader.model, path, {**how, "level": level, "count": len(cases)})
+    done = book.fill([cases[i] for i in order], respond, lambda case: (case["document"], case.get("page")))
+    samples = [sample for _, sample in sorted(zip(order, done, strict=True), key=lambda pair: pair[0])]
+    return {**averages(samples, list(scores)), "groups": grouped(samples, "document", list(scores))}, samples
 
 
 def read_cases(path: Path) -> list[dict[str, Any]]:
     """The lines of a file of own cases. ValueError names the line that is wrong."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    if len(lines) > MAX_LINES:
-        raise ValueError(f"{path} has {len(lines)} lines; the limit is {MAX_LINES}")
-    cases = [_case(line, f"{path}, line {n}", path.parent) for n, line in enumerate(lines, 1) if line.strip()]
-    if not cases:
-        raise ValueError(f"{path} holds no cases")
+    cases = []
+    for case, where in read_lines(path):
+        check_case(case, where, "document", path.parent)
+        cases.append({**case, "where": where})
     return cases
-
-
-def _case(line: str, where: str, folder: Path) -> dict[str, Any]:
-    try:
-        case = json.loads(line)
-    except (json.JSONDecodeError, RecursionError):
-        raise ValueError(f"{where} is not JSON") from None
-    if not isinstance(case, dict):
-        raise ValueError(f"{where} is not an object")
-    for name in ("document", "question"):
-        if not isinstance(case.get(name), str) or not case[name].strip():
-            raise ValueError(f"{where}: {name!r} must be a text that is not empty, not {case.get(name)!r}")
-    answers = case.get("answers")
-    if not isinstance(answers, list) or not answers or not all(isinstance(a, str) for a in answers):
-        raise ValueError(f"{where}: 'answers' must be a list of at least one text, not {answers!r}")
-    page = case.get("page")
-    if page is not None and (isinstance(page, bool) or not isinstance(page, int)):
-        raise ValueError(f"{where}: 'page' must be a whole number, not {page!r}")
-    if not (folder / case["document"]).is_file():
-        raise ValueError(f"{where}: there is no file {folder / case['document']}")
-    return case

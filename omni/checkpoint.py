@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from einops import rearrange
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 from torch import Tensor, nn
 
 from omni.config import OmniConfig, to_dict
-from omni.rules import Drop, Rename, Rule, Table
+from omni.rules import Drop, Index, Order, Part, Rename, Rule, Table
 from omni.tensorfile import (
     CheckpointError,
     Entry,
@@ -97,8 +98,9 @@ def inside(folder: Path, name: str) -> Path:
 
     The hub's cache is the one layout whose links lead out: ``snapshots/REVISION/file -> ../../blobs/HASH``.
     """
-    if name != Path(name).name or name in ("", ".", "..") or "\\" in name:
-        raise CheckpointError(f"{folder}: the index names {name!r}; a shard must be a file of the same folder")
+    parts = name.split("/")
+    if {"", ".", ".."} & set(parts) or "\\" in name or Path(name).is_absolute():
+        raise CheckpointError(f"{folder}: the index names {name!r}; a shard must be a file inside the same folder")
     root = folder.resolve()
     if not (root / name).exists():
         raise CheckpointError(f"{folder}: the file {name} is missing")
@@ -120,7 +122,32 @@ class Placement:
 
     entry: Entry
     name: str
-    index: int | None
+    index: Index
+
+
+def view(tensor: Tensor, index: Index) -> Tensor:
+    """What a published tensor holds of ours; as memory of its own only where the order differs."""
+    match index:
+        case None:
+            return tensor
+        case Part(number, of):
+            return tensor.chunk(of)[number]
+        case Order(pattern, sizes):
+            published, ours = pattern.split(" -> ")
+            return rearrange(tensor, f"{ours} -> {published}", **dict(sizes))
+    return tensor[index]
+
+
+def _shape_of(shape: tuple[int, ...], index: Index) -> tuple[int, ...]:
+    """The published shape of what ``index`` takes of our tensor of ``shape``."""
+    match index:
+        case None:
+            return shape
+        case Part(_, of):
+            return (shape[0] // of, *shape[1:])
+        case Order():
+            return tuple(view(torch.empty(shape, device="meta"), index).shape)
+    return shape[1:]
 
 
 def plan(
@@ -132,7 +159,7 @@ def plan(
     """Match every published tensor with every one of ours; CheckpointError lists all that does not fit."""
     table = Table(rules)
     unknown, misshaped, twice = [], [], []
-    filled: dict[str, set[int | None]] = {}
+    filled: dict[str, set[Index]] = {}
     placements = []
     for published, entry in entries.items():
         place = table.to_ours(published)
@@ -142,10 +169,10 @@ def plan(
             unknown.append(published)
             continue
         shape = tuple(shapes[place.name])
-        if place.index is not None and place.index >= shape[0]:
+        if isinstance(place.index, int) and place.index >= shape[0]:
             unknown.append(f"{published} (there are {shape[0]} slices)")
             continue
-        expected = shape if place.index is None else shape[1:]
+        expected = place.shape or _shape_of(tuple(shape), place.index)
         if entry.shape != expected:
             misshaped.append(f"{published} is {list(entry.shape)}, the model needs {list(expected)}")
         held = filled.setdefault(place.name, set())
@@ -158,13 +185,16 @@ def plan(
     return placements
 
 
-def _missing(table: Table, ours: str, shape: torch.Size, held: set[int | None]) -> list[str]:
+def _missing(table: Table, ours: str, shape: torch.Size, held: set[Index]) -> list[str]:
     """Published names that ``ours`` still lacks."""
     if None in held:
         return []
     expected = table.to_published(ours, shape)
     if expected is None:
         return [f"{ours} (our name: no rule knows it)"]
+    rule = table.renaming(ours)
+    if rule is not None and rule.default is not None:
+        return []
     return [name for name, index in expected if index not in held]
 
 
@@ -200,8 +230,12 @@ def load_weights(
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
     placements = plan(entries, shapes, rules, where)
     dtypes = _dtypes(placements, dtype)
+    absent = _absent(shapes, dtypes, rules)
+    dtypes |= {name: dtype for name, (dtype, _) in absent.items()}
     _check_room(shapes, dtypes, device, where)
     tensors = {name: torch.empty(shapes[name], dtype=dtypes[name], device=device) for name in shapes}
+    for name, (_, value) in absent.items():
+        tensors[name].fill_(value)
     with _progress(sum(p.entry.nbytes for p in placements)) as advance, ThreadPoolExecutor(READERS) as pool:
         for done in pool.map(lambda p: _fill(p, tensors), placements):
             advance(done)
@@ -209,9 +243,25 @@ def load_weights(
     _restore_buffers(model, device)
 
 
+def _absent(
+    shapes: Mapping[str, torch.Size], dtypes: Mapping[str, torch.dtype], rules: Iterable[Rule]
+) -> dict[str, tuple[torch.dtype, float]]:
+    """Tensors that the checkpoint may leave out and does: the type of their module's others, and their value."""
+    table, found = Table(rules), {}
+    for name in shapes.keys() - dtypes.keys():
+        near = next(n for n in dtypes if n.split(".")[0] == name.split(".")[0])
+        found[name] = dtypes[near], table.renaming(name).default
+    return found
+
+
 def _fill(placement: Placement, tensors: dict[str, Tensor]) -> int:
     target = tensors[placement.name]
-    read_into(placement.entry, target if placement.index is None else target[placement.index])
+    if isinstance(placement.index, Order):
+        read = torch.empty(placement.entry.shape, dtype=target.dtype, device=target.device)
+        read_into(placement.entry, read)
+        target.copy_(rearrange(read, placement.index.pattern, **dict(placement.index.sizes)))
+    else:
+        read_into(placement.entry, view(target, placement.index))
     return placement.entry.nbytes
 
 
@@ -283,7 +333,9 @@ def export(state: Mapping[str, Tensor], rules: Iterable[Rule], dtype: torch.dtyp
             unknown.append(name)
             continue
         kept = target_dtype(name, tensor.dtype, dtype)
-        items += [Item(new, tensor if index is None else tensor[index], kept) for new, index in published]
+        if len(published) == 1 and (rule := table.renaming(name)) is not None and rule.shape is not None:
+            tensor = tensor.reshape(rule.shape)
+        items += [Item(new, view(tensor, index), kept) for new, index in published]
     _raise_all("export", unknown=unknown)
     return items
 
@@ -394,5 +446,6 @@ __all__ = [
     "save",
     "save_weights",
     "target_dtype",
+    "view",
     "write_json",
 ]

@@ -145,7 +145,8 @@ class Omni(nn.Module):
         tokens: list[Tensor] = []
         for start in range(0, len(clips), CLIPS_AT_ONCE):
             some = clips[start : start + CLIPS_AT_ONCE]
-            lengths = torch.tensor([len(clip) for clip in some], device=self.device)
+            behind = int(self.config.sound.last_frame)  # a frame that makes room for a token, but is not sound
+            lengths = torch.tensor([len(clip) - behind for clip in some], device=self.device)
             features = pad_sequence([clip.to(self.device, self.dtype) for clip in some], batch_first=True)
             heard = self.sound_projector(self.sound(features, lengths))
             tokens += [row[: self.sound.tokens_of(len(clip))] for row, clip in zip(heard, some, strict=True)]

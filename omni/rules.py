@@ -2,6 +2,8 @@
 
     Rename("backbone.layers.{i}.norm.weight", "context.blocks.{i}.norm.weight")
     Stack("layers.{i}.experts.{e}.up_proj.weight", "blocks.{i}.experts.up_proj")    a tensor per expert <-> one tensor
+    Join("attn.{part}_proj.weight", "qkv.weight", ("q", "k", "v"))                  equal parts <-> one tensor
+    Rearrange("patch.weight", "stem.weight", Order("d (y x c) -> d (c y x)", ...))  the same numbers in another order
     Drop("{rest}.rotary_emb.inv_freq", "recomputed")                                 ignored on load, absent on export
     Alias("model.{rest}", "backbone.{rest}")                                         another spelling, on load only
 
@@ -13,6 +15,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 _PLACEHOLDER = re.compile(r"\{(\d*)([a-z]+)(?:\+(\d+))?\}")
 
@@ -53,20 +56,48 @@ class Template:
         return _PLACEHOLDER.sub(fill, self.text)
 
 
+class Part(NamedTuple):
+    """One of ``of`` equal parts along the first axis."""
+
+    number: int
+    of: int
+
+
+class Order(NamedTuple):
+    """An einops pattern, published -> ours, with the sizes that it needs: ``(("y", 16), ("x", 16))``."""
+
+    pattern: str
+    sizes: tuple[tuple[str, int], ...]
+
+
+Index = int | Part | Order | None
+"""What of our tensor a published one holds: a slice along the first axis, a part, all of it in another order, all."""
+
+
 @dataclass(frozen=True)
 class Place:
-    """Where a published tensor goes: our tensor ``name``, or its slice ``index`` along the first axis."""
+    """Where a published tensor goes: our tensor ``name``, or what ``index`` says of it.
+
+    ``shape`` is the published one where it is not ours; the elements and their order are the same.
+    """
 
     name: str
-    index: int | None = None
+    index: Index = None
+    shape: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
 class Rename:
-    """The same tensor under two names."""
+    """The same tensor under two names.
+
+    ``shape``: the published one, where the same elements stand in another; of a name without placeholders.
+    ``default``: the value of every element where the published tensor may be absent.
+    """
 
     published: str
     ours: str
+    shape: tuple[int, ...] | None = None
+    default: float | None = None
 
     @cached_property
     def _templates(self) -> tuple[Template, Template]:
@@ -75,9 +106,9 @@ class Rename:
     def to_ours(self, name: str) -> Place | None:
         published, ours = self._templates
         values = published.match(name)
-        return None if values is None else Place(ours.format(values))
+        return None if values is None else Place(ours.format(values), shape=self.shape)
 
-    def to_published(self, name: str, shape: Sequence[int]) -> list[tuple[str, int | None]] | None:
+    def to_published(self, name: str, shape: Sequence[int]) -> list[tuple[str, Index]] | None:
         published, ours = self._templates
         values = ours.match(name)
         return None if values is None else [(published.format(values), None)]
@@ -106,12 +137,61 @@ class Stack:
         values = whole.match(name) if whole else None
         return None if values is None else Place(ours.format(values))
 
-    def to_published(self, name: str, shape: Sequence[int]) -> list[tuple[str, int | None]] | None:
+    def to_published(self, name: str, shape: Sequence[int]) -> list[tuple[str, Index]] | None:
         published, ours, _ = self._templates
         values = ours.match(name)
         if values is None:
             return None
         return [(published.format({**values, "e": e}), e) for e in range(shape[0])]
+
+
+@dataclass(frozen=True)
+class Join:
+    """Published tensors of one shape, ``{part}`` being each of ``parts``, that stand behind each other in ours."""
+
+    published: str
+    ours: str
+    parts: tuple[str, ...]
+
+    @cached_property
+    def _templates(self) -> tuple[list[Template], Template]:
+        return [Template(self.published.replace("{part}", part)) for part in self.parts], Template(self.ours)
+
+    def to_ours(self, name: str) -> Place | None:
+        published, ours = self._templates
+        for i, template in enumerate(published):
+            values = template.match(name)
+            if values is not None:
+                return Place(ours.format(values), Part(i, len(published)))
+        return None
+
+    def to_published(self, name: str, shape: Sequence[int]) -> list[tuple[str, Index]] | None:
+        published, ours = self._templates
+        values = ours.match(name)
+        if values is None:
+            return None
+        return [(template.format(values), Part(i, len(published))) for i, template in enumerate(published)]
+
+
+@dataclass(frozen=True)
+class Rearrange:
+    """The same numbers in another order."""
+
+    published: str
+    ours: str
+    order: Order
+
+    @cached_property
+    def _rename(self) -> Rename:
+        return Rename(self.published, self.ours)
+
+    def to_ours(self, name: str) -> Place | None:
+        place = self._rename.to_ours(name)
+        return None if place is None else Place(place.name, self.order)
+
+    def to_published(self, name: str, shape: Sequence[int]) -> list[tuple[str, Index]] | None:
+        names = self._rename.to_published(name, shape)
+        return None if names is None else [(published, self.order) for published, _ in names]
 
 
 @dataclass(frozen=True)
@@ -143,7 +223,7 @@ class Alias:
         return name if values is None else canonical.format(values)
 
 
-Rule = Rename | Stack | Drop | Alias
+Rule = Rename | Stack | Join | Rearrange | Drop | Alias
 
 
 def prefixed(rules: Iterable[Rule], published: str = "", ours: str = "") -> tuple[Rule, ...]:
@@ -152,10 +232,15 @@ def prefixed(rules: Iterable[Rule], published: str = "", ours: str = "") -> tupl
     for rule in rules:
         match rule:
             case Rename():
-                changed.append(Rename(published + rule.published, ours + rule.ours))
+                names = published + rule.published, ours + rule.ours
+                changed.append(Rename(*names, shape=rule.shape, default=rule.default))
             case Stack():
                 whole = published + rule.whole if rule.whole else None
                 changed.append(Stack(published + rule.published, ours + rule.ours, whole))
+            case Join():
+                changed.append(Join(published + rule.published, ours + rule.ours, rule.parts))
+            case Rearrange():
+                changed.append(Rearrange(published + rule.published, ours + rule.ours, rule.order))
             case Drop():
                 changed.append(Drop(published + rule.published, rule.reason))
             case Alias():
@@ -170,7 +255,7 @@ class Table:
         rules = tuple(rules)
         self.aliases = [rule for rule in rules if isinstance(rule, Alias)]
         self.drops = [rule for rule in rules if isinstance(rule, Drop)]
-        self.maps = [rule for rule in rules if isinstance(rule, (Rename, Stack))]
+        self.maps = [rule for rule in rules if isinstance(rule, (Rename, Stack, Join, Rearrange))]
 
     def to_ours(self, name: str) -> Place | Drop | None:
         """Where a published tensor goes; None when no rule knows it."""
@@ -182,8 +267,13 @@ class Table:
                 return place
         return next((rule for rule in self.drops if rule._template.match(name) is not None), None)
 
-    def to_published(self, name: str, shape: Sequence[int]) -> list[tuple[str, int | None]] | None:
-        """Published names of our tensor, with the slice each one holds; None when no rule knows it."""
+    def renaming(self, name: str) -> Rename | None:
+        """The rule that renames our tensor; None where it is one of many, or unknown."""
+        renames = (rule for rule in self.maps if isinstance(rule, Rename))
+        return next((rule for rule in renames if rule.to_published(name, ()) is not None), None)
+
+    def to_published(self, name: str, shape: Sequence[int]) -> list[tuple[str, Index]] | None:
+        """Published names of our tensor, with what each one holds of it; None when no rule knows it."""
         for rule in self.maps:
             names = rule.to_published(name, shape)
             if names is not None:

@@ -103,12 +103,22 @@ def test_a_shard_that_shrinks_while_it_is_read_is_an_error(model, folder):
         checkpoint.load_weights(built, entries, families.families()["nemotron_h"].rules(CONFIG))
 
 
-@pytest.mark.parametrize("shard", ["../model.safetensors", "/etc/hostname", "sub/x.safetensors", "..", "", "a\\b"])
+@pytest.mark.parametrize("shard", ["../model.safetensors", "/etc/hostname", "sub/../../x", "sub//x", "..", "", "a\\b"])
 def test_an_index_cannot_lead_out_of_its_folder(shard, folder):
     index = {"weight_map": {"backbone.norm_f.weight": shard}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(CheckpointError, match="same folder"):
         load(folder)
+
+
+def test_an_index_may_name_shards_of_a_folder_inside(folder):
+    """As the repositories do whose components keep folders of their own."""
+    (folder / "transformer").mkdir()
+    (folder / "model.safetensors").rename(folder / "transformer" / "part.safetensors")
+    names = checkpoint.find_tensors(folder / "transformer")
+    index = {"weight_map": dict.fromkeys(names, "transformer/part.safetensors")}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert set(checkpoint.find_tensors(folder)) == set(names)
 
 
 @pytest.mark.parametrize(

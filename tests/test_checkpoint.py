@@ -20,7 +20,7 @@ from omni.config import ConfigError, MoEConfig, replace
 from omni.families.convert import convert
 from omni.families.locate import ModelNotFound
 from omni.model import Omni
-from omni.rules import Alias, Drop, Place, Rename, Stack, Table, Template, prefixed
+from omni.rules import Alias, Drop, Join, Order, Part, Place, Rearrange, Rename, Stack, Table, Template, prefixed
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +76,57 @@ def test_stack_drop_and_alias():
         ("backbone.2.experts.0.up.weight", 0),
         ("backbone.2.experts.1.up.weight", 1),
     ]
+
+
+JOINED = (
+    Join("a.{i}.{part}_proj.weight", "b.{i}.qkv.weight", ("q", "k", "v")),
+    Rearrange("a.patch.weight", "b.stem.weight", Order("d (y x c) -> d (c y x)", (("y", 2), ("x", 2), ("c", 3)))),
+    Rename("{rest}", "{rest}"),
+)
+
+
+def test_parts_of_one_tensor_and_another_order(tmp_path):
+    table = Table(prefixed(JOINED[:2], "model.", "ours."))
+    assert table.to_ours("model.a.4.k_proj.weight") == Place("ours.b.4.qkv.weight", Part(1, 3))
+    assert table.to_ours("model.a.4.o_proj.weight") is None
+    names = [name for name, _ in table.to_published("ours.b.4.qkv.weight", (6, 2))]
+    assert names == [f"model.a.4.{part}_proj.weight" for part in "qkv"]
+    assert table.to_ours("model.a.patch.weight") == Place("ours.b.stem.weight", JOINED[1].order)
+
+    held = {"b.0.qkv.weight": torch.randn(12, 5), "b.stem.weight": torch.randn(7, 12), "free": torch.randn(2)}
+    checkpoint.save_weights(held, tmp_path, JOINED)
+    written = load_file(tmp_path / "model.safetensors")
+    assert torch.equal(written["a.0.v_proj.weight"], held["b.0.qkv.weight"][8:])
+    assert torch.equal(written["a.patch.weight"][:, 1], held["b.stem.weight"][:, 4])  # second colour, first pixel
+    assert torch.equal(written["a.patch.weight"][:, 3], held["b.stem.weight"][:, 1])  # first colour, second pixel
+
+    for dtype in (None, torch.float64):
+        model = _Loose(held)
+        checkpoint.load_weights(model, find_tensors(tmp_path), JOINED, dtype=dtype)
+        assert all(torch.equal(tensor.to(held[n].dtype), held[n]) for n, tensor in model.state_dict().items())
+
+    del written["a.0.k_proj.weight"]
+    written["a.0.q_proj.weight"] = torch.randn(3, 5)
+    checkpoint.save_weights(written, tmp_path, JOINED[2:])
+    with pytest.raises(
+        CheckpointError, match=r"1 missing: a\.0\.k_proj\.weight\n1 mis-shaped: a\.0\.q_proj\.weight is"
+    ):
+        checkpoint.load_weights(_Loose(held), find_tensors(tmp_path), JOINED)
+
+
+class _Loose(torch.nn.Module):
+    """Parameters of any names and the shapes of ``held``, without memory."""
+
+    def __init__(self, held: dict[str, torch.Tensor]) -> None:
+        super().__init__()
+        for name, tensor in held.items():
+            *path, last = name.split(".")
+            place = self
+            for step in path:
+                if step not in dict(place.named_children()):
+                    place.add_module(step, torch.nn.Module())
+                place = place.get_submodule(step)
+            place.register_parameter(last, torch.nn.Parameter(torch.empty_like(tensor, device="meta")))
 
 
 def test_rules_of_a_part_under_a_prefix():

@@ -1,14 +1,24 @@
 """Sizes of every published checkpoint, on the meta device: element and tensor counts are exact."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
+from transformers import (
+    Cosmos3EdgeConfig,
+    Cosmos3EdgeForConditionalGeneration,
+    Cosmos3OmniConfig,
+    Cosmos3OmniForConditionalGeneration,
+)
 
-from omni.checkpoint import export
-from omni.families import families, presets
+from omni.checkpoint import export, plan
+from omni.families import cosmos3_sizes, families, presets
 from omni.families.nemotron_h import from_config, to_config
 from omni.families.nemotron_h_sizes import PRESETS
 from omni.model import Omni
 from omni.rules import Table
+from omni.tensorfile import Entry
 
 # id: (elements, tensors on disk, elements of the prediction block, layers of M * - E)
 PUBLISHED = {
@@ -73,3 +83,66 @@ def test_published_shapes():
     assert ultra["context.blocks.1.mixer.latent_in.weight"].shape == (2048, 8192)
     assert ultra["mtp.eh_proj.weight"].shape == (8192, 16384)
     assert ultra["context.blocks.1.mixer.router.bias"].dtype == torch.float32
+
+
+# -- Cosmos 3's reasoners ----------------------------------------------------------------------------------------------
+
+REASONERS = {  # elements, tensors on disk, elements of the vision tower and of its projectors
+    "cosmos3-nano-reasoner": (8_767_123_696, 750, 415_891_440, 160_496_896),  # that of Qwen3-VL-8B
+    "cosmos3-super-reasoner": (33_357_390_064, 1_058, 415_891_440, 179_375_360),
+    "cosmos3-edge-reasoner": (2_435_616_496, 670, 412_649_712, 76_692_992),
+}
+
+
+def reasoner(name: str) -> torch.nn.Module:
+    """The reference class at the sizes of the published files, without memory."""
+    if name == "cosmos3-edge-reasoner":
+        return Cosmos3EdgeForConditionalGeneration(Cosmos3EdgeConfig(text_config={}, vision_config={}))
+    d, f, layers, heads = (4096, 12_288, 36, 32) if "nano" in name else (5120, 25_600, 64, 64)
+    text = {
+        "model_type": "qwen3_vl_text",
+        "vocab_size": 151_936,
+        "hidden_size": d,
+        "intermediate_size": f,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": 8,
+        "max_position_embeddings": 262_144,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 5e6, "mrope_section": [24, 20, 20]},
+    }
+    return Cosmos3OmniForConditionalGeneration(
+        Cosmos3OmniConfig(text_config=text, vision_config={"out_hidden_size": d})
+    )
+
+
+def test_every_reasoner_is_checked():
+    assert REASONERS.keys() == cosmos3_sizes.PRESETS.keys() <= presets().keys()
+
+
+@pytest.mark.parametrize("name", REASONERS)
+def test_reasoners_have_the_tensors_of_the_reference(name):
+    elements, tensors, seeing, projecting = REASONERS[name]
+    config = cosmos3_sizes.PRESETS[name].config
+    with torch.device("meta"):
+        theirs, ours = reasoner(name), Omni(config)
+    state, published = ours.state_dict(), theirs.state_dict()
+    assert sum(t.numel() for t in state.values()) == elements == sum(t.numel() for t in published.values())
+    assert sum(t.numel() for t in ours.vision.parameters()) == seeing
+    assert sum(t.numel() for t in ours.projector.parameters()) == projecting
+
+    family = families()["cosmos3"]
+    items = export(state, family.rules(config))
+    assert len(items) == len({item.name for item in items}) == tensors == len(published)
+    entries = {n: Entry(Path("x"), torch.bfloat16, tuple(t.shape), 0) for n, t in published.items()}
+    shapes = {n: t.shape for n, t in state.items()}
+    assert len(plan(entries, shapes, family.rules(config))) == tensors
+    assert plan(
+        {i.name: replace(entries["lm_head.weight"], shape=tuple(i.tensor.shape)) for i in items},
+        shapes,
+        family.rules(config),
+    )
+
+    read = family.to_config(theirs.config.to_dict())
+    assert (read.context, read.vision, read.media) == (config.context, config.vision, config.media)
+    assert read.max_positions == config.max_positions
+    assert replace(family.to_config(family.from_config(config)), sampling=config.sampling) == config

@@ -81,9 +81,11 @@ def fill(module: nn.Module, seed: int = 0) -> nn.Module:
     with torch.no_grad():
         for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
             last = name.rsplit(".", 1)[-1]
-            if last == "load":
+            if last in ("load", "num_batches_tracked"):
                 continue
-            if last == "A_log":
+            if last == "running_var":
+                value = 0.5 + torch.rand(tensor.shape, generator=g, dtype=torch.float64)
+            elif last == "A_log":
                 value = torch.rand(tensor.shape, generator=g, dtype=torch.float64) * 2 - 1
             elif last == "dt_bias":
                 value = torch.rand(tensor.shape, generator=g, dtype=torch.float64) * 2 - 2

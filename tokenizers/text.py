@@ -198,9 +198,14 @@ class TextTokenizer:
             return "".join(parts)
         if self.template.uses("image") and self.template.uses("type"):
             return [
-                {"type": part.kind} if isinstance(part, Media) else {"type": "text", "text": part} for part in parts
+                {"type": self._kind(part.kind)} if isinstance(part, Media) else {"type": "text", "text": part}
+                for part in parts
             ]
         return "".join(self._placeholder(part.kind) if isinstance(part, Media) else part for part in parts)
+
+    def _kind(self, kind: str) -> str:
+        """What the template calls a medium: published ones say "audio" where others say "sound"."""
+        return "audio" if kind == "sound" and self.template.uses("audio") else kind
 
     def _placeholder(self, kind: str) -> str:
         """What stands for a medium in a text. Some vocabularies have no token of their own for videos."""

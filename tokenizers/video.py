@@ -195,6 +195,21 @@ def sample_count(frames: int, video_fps: float, fps: float = 2.0, least: int = 4
     return min(max(int(frames / video_fps * fps), least), most, frames)
 
 
+def plan_uniform(
+    times: Sequence[float],
+    video_fps: float,
+    fps: float = 2.0,
+    least: int = 4,
+    most: int = 768,
+    start: float | None = None,
+    stop: float | None = None,
+) -> list[int]:
+    """Indices of the frames to look at between ``start`` and ``stop`` seconds by the Qwen3-VL and Cosmos 3 rule."""
+    first, last = _window(np.asarray(times, np.float64), start, stop)
+    shown = last - first + 1
+    return [first + i for i in uniform_indices(shown, sample_count(shown, video_fps, fps, least, most))]
+
+
 # -- how frames are announced ------------------------------------------------------------------------------
 
 

@@ -157,7 +157,16 @@ def load_folder(folder: Path, device: torch.device | str = "cpu", dtype: torch.d
         model = Omni(config)
     load_weights(model, entries, family.rules(config), device=device, dtype=dtype, where=str(folder))
     model.tokenizer = _tokenizer(folder)
+    model.config = _with_placeholders(config, model.tokenizer)
     return model.eval()
+
+
+def _with_placeholders(config: OmniConfig, tokenizer: Any) -> OmniConfig:
+    """Placeholders that config.json does not name have their ids by name, from the vocabulary."""
+    encoders = {"image": config.vision, "sound": config.sound}
+    missing = [kind for kind, part in encoders.items() if part is not None and kind not in config.special_tokens]
+    found = {kind: tokenizer.special[kind] for kind in missing if tokenizer and kind in tokenizer.special}
+    return replace(config, special_tokens={**config.special_tokens, **found}) if found else config
 
 
 def _folder_with_weights(name_or_path: str | os.PathLike) -> Path:

@@ -237,7 +237,7 @@ def from_config(config: OmniConfig) -> dict[str, Any]:
 def _refuse_inexpressible(config: OmniConfig) -> None:
     tower = config.context
     mamba, attention, mlp = tower.mamba, tower.attention, tower.mlp
-    problems = [name for name in ("vision", "denoiser", "latent") if getattr(config, name) is not None]
+    problems = [name for name in ("vision", "sound", "denoiser", "latent") if getattr(config, name) is not None]
     if tower.time is not None:
         problems.append("time conditioning")
     if attention and (attention.rotary or attention.qk_norm or attention.context_norm or attention.bias):
@@ -355,16 +355,17 @@ def rules(config: OmniConfig) -> tuple[Rule, ...]:
         table.append(Drop("lm_head.weight", "tied to the embeddings"))
     else:
         table.append(Rename("lm_head.weight", "head.weight"))
-    if config.mtp:
-        table += _mtp_rules(last=len(config.mtp.pattern) - 1)
-    return tuple(table)
+    return (*table, *mtp_rules(config))
 
 
-def _mtp_rules(last: int) -> list[Rule]:
+def mtp_rules(config: OmniConfig) -> tuple[Rule, ...]:
     """What leads into the block hangs on its first layer, its final norm on its last one."""
+    if config.mtp is None:
+        return ()
+    last = len(config.mtp.pattern) - 1
     first = [Rename(f"mtp.layers.0.{name}.weight", f"mtp.{name}.weight") for name in ("enorm", "hnorm", "eh_proj")]
     final = Rename(f"mtp.layers.{last}.final_layernorm.weight", "mtp.norm.weight")
-    return [*first, final, *layer_rules("mtp.layers.{j}.", "mtp.blocks.{j}.")]
+    return (*first, final, *layer_rules("mtp.layers.{j}.", "mtp.blocks.{j}."))
 
 
 def matches(plain: dict[str, Any]) -> bool:

@@ -295,7 +295,7 @@ class OmniConfig:
     mtp: MTPConfig | None = None
     vision: VisionConfig | None = None
     sound: SoundConfig | None = None
-    media: MediaConfig = MediaConfig()
+    media: MediaConfig = field(default_factory=MediaConfig)
     denoiser: TowerConfig | None = None
     latent: LatentConfig | None = None
     max_positions: int = 131_072

@@ -36,7 +36,8 @@ from omni.pipelines.video import VideoQA
 from omni.tokenizers.image import open_document
 from omni.tokenizers.kinds import kind_of
 from omni.tokenizers.sound import open_sound
-from omni.tokenizers.video import open_video, write_video
+from omni.tokenizers.video import open_video
+from omni.tokenizers.video_writer import write_video
 
 SHOWN_PIXELS = 640  # longest side of a page as the reader of the demo sees it; the model sees its own rendering
 PICTURES_PER_CATEGORY = 2

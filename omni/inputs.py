@@ -13,7 +13,8 @@ class Inputs:
     """Rows may be padded on either side; ``mask`` tells. Media stand in the order of their runs.
 
     A run of placeholder ids stands for one image, one tubelet of a video or one clip of a recording: one id for each of
-    its tokens. ``kept`` and ``seen`` go with ``pixels``: which tokens of a video were kept, and what was encoded before.
+    its tokens. ``kept`` and ``seen`` go with ``pixels``: which tokens of a video were kept, and what was encoded
+    before.
     """
 
     input_ids: Tensor  # (b, n) int64

@@ -8,15 +8,17 @@ What a checkpoint does with its media is said by its :class:`omni.config.MediaCo
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from omni.config import MediaConfig
+from omni.config import MediaConfig, SoundConfig
 from omni.encoders.reduction import check_rate
 from omni.inputs import Inputs, pad_rows
 from omni.tokenizers import sizing, sound, video
+from omni.tokenizers.frames import frame_labels, millisecond_times, plan_frames, plan_uniform, second_labels
 from omni.tokenizers.image import fit, open_image, to_pixels
 from omni.tokenizers.messages import Source, sources
 from omni.tokenizers.prompts import time_label
@@ -208,9 +210,9 @@ def _video(
     most = max(tubelet, media.max_frames if max_frames is None else max_frames)
     if media.video_plan == "uniform":
         least = min(media.min_frames, most)
-        indices = video.plan_uniform(opened.times, opened.fps, fps or media.fps, least, most, start, stop)
+        indices = plan_uniform(opened.times, opened.fps, fps or media.fps, least, most, start, stop)
     else:
-        indices = video.plan_frames(opened.times, fps or media.fps, most, 1, start, stop)
+        indices = plan_frames(opened.times, fps or media.fps, most, 1, start, stop)
     size = frame_size(model, opened.size, len(indices))
     rounded = media.video_size == "smart"
     frames = read_frames(opened, indices, size, rounded)
@@ -259,16 +261,23 @@ def _labels(media: MediaConfig, opened: video.Video, indices: list[int], tubelet
     if media.video_label == "time":
         return [time_label(times[i]) for i in range(0, len(times), tubelet)]
     if media.video_label == "seconds":
-        return video.second_labels(times, tubelet)
-    return video.frame_labels(video.millisecond_times(indices, opened.fps), tubelet)
+        return second_labels(times, tubelet)
+    return frame_labels(millisecond_times(indices, opened.fps), tubelet)
 
 
 # -- sounds ------------------------------------------------------------------------------------------------------------
 
 
 def _sound(model: "Omni", source: Any) -> Expansion:
-    config = model.config.sound
-    clips = sound.clips(sound.open_sound(source, config.sampling_rate).samples, config)
+    clips = _clips(source, model.config.sound)
     tokens = sum(model.sound.tokens_of(len(clip)) for clip in clips)
     text = model.config.media.sound_text.format(run=_run(model, "sound"))
     return Expansion(text, [tokens], sounds=clips)
+
+
+def _clips(source: Any, config: SoundConfig) -> list[Tensor]:
+    """Log-mel features of each clip; of a file no more than one clip's samples are held."""
+    if config.clip_seconds and isinstance(source, (str, Path, bytes)):
+        pieces = sound.blocks(source, config.clip_seconds, config.sampling_rate)
+        return [clip for piece in pieces for clip in sound.clips(piece, config)]
+    return sound.clips(sound.open_sound(source, config.sampling_rate).samples, config)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.progress import track
+from torch import Tensor
 
 from omni.cache import Cache
 from omni.decoders.autoregressive import Event, Row
@@ -79,20 +80,24 @@ class Reading:
         with torch.inference_mode():
             return self._continue([row[known:] for row in rows], max_new_tokens)
 
+    @torch.inference_mode()
     def score(self, question: str, answers: Sequence[str]) -> list[float]:
         """Log-probability of each of ``answers`` to ``question``, the end of the answer included."""
-        known, asked = len(self.prefix), self.ids(question)
-        end = min(ends_of(self.model))
-        tails = [[*self.model.tokenizer.encode(answer), end] for answer in answers]
+        known, end = len(self.prefix), min(ends_of(self.model))
+        cache = self.cache.select(torch.zeros(1, dtype=torch.int64, device=self.model.device))
+        first = self._scores(self.ids(question)[known:], cache)[-1:]
         found = []
-        with torch.inference_mode():
-            for tail in tails:
-                cache = self.cache.select(torch.zeros(1, dtype=torch.int64, device=self.model.device))
-                ids = torch.tensor([[*asked[known:], *tail]], device=self.model.device)
-                scores = self.model.logits(Inputs(ids), cache)[0].log_softmax(-1)
-                places = range(ids.shape[1] - len(tail) - 1, ids.shape[1] - 1)
-                found.append(sum(float(scores[i, token]) for i, token in zip(places, tail, strict=True)))
+        for answer in answers:
+            tail = [*self.model.tokenizer.encode(answer), end]
+            cache.begin()
+            scores = torch.cat([first, self._scores(tail[:-1], cache)])
+            cache.rollback()
+            found.append(sum(float(row[token]) for row, token in zip(scores, tail, strict=True)))
         return found
+
+    def _scores(self, ids: list[int], cache: Cache) -> Tensor:
+        """(n, v) log-probabilities of what follows each of ``ids``, which the cache takes."""
+        return self.model.logits(Inputs(torch.tensor([ids], device=self.model.device)), cache)[0].log_softmax(-1)
 
     def ids(self, question: str, told: bool = True) -> list[int]:
         """The prompt of a question; with ``told``, behind what was told before."""

@@ -72,11 +72,6 @@ def read_views(model: Omni, prefix: Sequence[int], pages: Sequence[Tensor], view
     return cache
 
 
-def read_on(model: Omni, cache: Cache, ids: Sequence[int]) -> None:
-    """Further tokens of the prompt, the same for all rows of ``cache``."""
-    model.read(Inputs(torch.tensor([list(ids)] * cache.batch, device=model.device)), cache)
-
-
 def choose_rows(cache: Cache, owners: Sequence[int], views: int) -> Cache:
     """The rows of :func:`read_views` of the pages ``owners``, in that order, for :func:`continued`."""
     return cache.select(_expanded(torch.tensor(owners, device=cache.lengths.device), views))

@@ -10,7 +10,8 @@ import pytest
 
 from omni.data import HELD_OUT_SEEDS, booklets, documents
 from omni.data.booklets import GENERIC, foreign_question, sample_booklet, subjects
-from omni.data.charts import AXES, CHARTS, COLORS, Scale, Table, _scale, bars
+from omni.data.chart_questions import Scale, Table
+from omni.data.charts import AXES, CHARTS, COLORS, _scale, bars
 from omni.data.document_questions import MAX_ANSWER, Questions
 from omni.data.documents import SIZES, sample_document
 from omni.data.page import Page, sample_style

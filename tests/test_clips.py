@@ -22,9 +22,9 @@ from omni.data.clips import (
     long_clip,
     sample_clip,
     shuffled,
-    time_label,
 )
 from omni.data.scenes import COLORS, SHAPES, Thing, coverage, detect, render
+from omni.tokenizers.prompts import time_label
 
 CASES = 300
 NAMES = {f"{color} {shape}" for color in COLORS for shape in SHAPES}

@@ -43,7 +43,8 @@ from omni.families.cosmos3_names import GENERATOR
 from omni.inputs import Inputs
 from omni.model import Omni
 from omni.rules import Rename
-from omni.tokenizers.video import open_video, plan_uniform
+from omni.tokenizers.frames import plan_uniform
+from omni.tokenizers.video import open_video
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()

@@ -119,7 +119,8 @@ def test_a_page_read_aloud_stands_before_its_questions(reader, monkeypatch):
 
 
 def test_a_page_without_text_can_be_read_first(reader, monkeypatch):
-    monkeypatch.setattr("omni.pipelines.reading.ends_of", lambda model: frozenset(range(320)))  # every answer ends before it has begun
+    ended = frozenset(range(320))  # every answer ends before it has begun
+    monkeypatch.setattr("omni.pipelines.reading.ends_of", lambda model: ended)
     assert reader(page(), QUESTIONS[0], read_first=True).text == ""
 
 

@@ -18,7 +18,7 @@ from PIL import Image
 from omni.config import SoundConfig, replace
 from omni.pipelines.chat import Chat
 from omni.tokenizers.sound import Waveform
-from omni.tokenizers.video import write_video
+from omni.tokenizers.video_writer import write_video
 
 
 def stand_in() -> dict[str, types.ModuleType]:

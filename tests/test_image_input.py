@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from omni.tokenizers import image as reading
+from omni.tokenizers import files
 from omni.tokenizers.image import ImageError, fit, open_document, open_image, open_pdf
 
 RED, BLUE = (200, 30, 30), (20, 40, 220)
@@ -208,7 +208,7 @@ def test_a_bad_source_is_one_clear_line(source, message):
 
 
 def test_a_file_over_the_byte_limit_is_refused(monkeypatch, tmp_path):
-    monkeypatch.setattr(reading, "MAX_BYTES", 1 << 20)
+    monkeypatch.setattr(files, "MAX_BYTES", 1 << 20)
     path = tmp_path / "big.png"
     with path.open("wb") as file:
         file.truncate((1 << 20) + 1)

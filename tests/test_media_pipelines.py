@@ -18,7 +18,8 @@ from omni.pipelines.sound import SoundQA, _pieces, quietest
 from omni.pipelines.video import VideoQA
 from omni.tokenizers.bytes import ByteTokenizer
 from omni.tokenizers.sound import Waveform
-from omni.tokenizers.video import VideoError, open_video, write_video
+from omni.tokenizers.video import VideoError, open_video
+from omni.tokenizers.video_writer import write_video
 
 QUESTIONS = ["What moves?", "How many are there?", "When does it stop?"]
 

@@ -25,9 +25,10 @@ import tokenizers as hf
 from omni import families
 from omni.checkpoint import CheckpointError, export
 from omni.config import ConfigError, replace
-from omni.families import nano_vl
+from omni.families import nano_shared, nano_vl
 from omni.model import Omni
-from omni.tokenizers.video import open_video, plan_frames
+from omni.tokenizers.frames import plan_frames
+from omni.tokenizers.video import open_video
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
@@ -358,7 +359,7 @@ def test_sizes_from_the_training_arguments():
         "register_multiple": 10,
     }
     plain["vision_config"] = {"args": {**args, "teachers": teachers}, "patch_size": 16, "version": "radio_v2.5-h"}
-    assert nano_vl.to_config(plain).vision == nano_vl.RADIO_H
+    assert nano_vl.to_config(plain).vision == nano_shared.RADIO_H
     plain["vision_config"]["hidden_size"] = 1024
     with pytest.raises(ConfigError, match="vit_huge_patch16_224"):
         nano_vl.to_config(plain)
@@ -413,5 +414,5 @@ def test_the_published_size_is_that_of_its_parts():
         == tower + projector + sum(t.numel() for t in text.values())
         == 13_172_677_632
     )
-    items = export(ours, nano_vl.rules(config))
+    items = export(ours, nano_shared.rules(config))
     assert len({item.name for item in items}) == len(items) == 369 + 32 * 12 + 3 + 3

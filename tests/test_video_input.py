@@ -12,17 +12,16 @@ import pytest
 from PIL import Image
 
 from omni.tokenizers import video as reading
-from omni.tokenizers.video import (
-    VideoError,
+from omni.tokenizers.frames import (
     frame_labels,
     millisecond_times,
-    open_video,
     plan_frames,
     sample_count,
     second_labels,
     uniform_indices,
-    write_video,
 )
+from omni.tokenizers.video import VideoError, open_video
+from omni.tokenizers.video_writer import write_video
 
 av = pytest.importorskip("av")
 SAMPLES = Path(__file__).resolve().parents[2] / "shared" / "samples"

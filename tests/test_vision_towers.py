@@ -1,11 +1,8 @@
-"""The vision tower as RADIO, as Qwen3-VL's and as SigLIP 2 of Cosmos 3 Edge, against transformers; and open_clip's.
+"""The vision tower as RADIO, as Qwen3-VL's and as SigLIP 2 of Cosmos 3 Edge, against transformers.
 
 The reference classes take patches in blocks of 2 x 2 (Qwen3-VL, Edge) and have their own names: ``RADIO``, ``QWEN`` and
 ``EDGE`` say which tensor is which, ours -> theirs, with {i} for a layer and {t} for a tap.
 """
-
-import json
-import re
 
 import pytest
 import torch
@@ -21,10 +18,10 @@ from transformers.models.qwen3_vl import modeling_qwen3_vl as qwen
 from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLVisionConfig
 from transformers.models.radio.configuration_radio import RadioConfig
 from transformers.models.radio.modeling_radio import RadioModel
+from vision_units import D_TEXT, RADIO_TINY, SIZES, agree, draw, gradients_are_finite, normed, unit
 
 from omni.config import VisionConfig, replace
 from omni.encoders import vision
-from omni.encoders.clip import ClipEncoder, build_vision, clip_config
 from omni.encoders.projector import Connector
 from omni.encoders.vision import Features, VisionEncoder, attend_units, attend_units_reference
 
@@ -147,10 +144,6 @@ def edge_from(theirs: dict[str, torch.Tensor], layers: int) -> dict[str, torch.T
 
 # -- tiny and real sizes ---------------------------------------------------------------------------------------------
 
-RADIO_TINY = VisionConfig(
-    d_model=24, n_layers=3, n_heads=3, d_ff=96, patch_size=4, n_prefix=5, max_grid=6, mean=(0.48, 0.46, 0.41),
-    std=(0.27, 0.26, 0.28), tubelet=2, video_stem=True, d_projector=40,
-)  # fmt: skip
 QWEN_TINY = VisionConfig(
     d_model=32, n_layers=4, n_heads=2, d_ff=40, patch_size=4, n_prefix=0, max_grid=5, stem_bias=True, tubelet=2,
     positions="interpolated", rotary_theta=10_000.0, activation="gelu_tanh", projector="gelu", d_projector=128,
@@ -160,7 +153,6 @@ EDGE_TINY = VisionConfig(
     d_model=24, n_layers=3, n_heads=3, d_ff=36, patch_size=4, n_prefix=0, max_grid=4, stem_bias=True,
     positions="resized", activation="gelu_tanh", final_norm=True, projector="gelu", d_projector=56,
 )  # fmt: skip
-D_TEXT = 20
 
 RADIO_REAL = VisionConfig(
     d_model=1280, n_layers=32, n_heads=16, d_ff=5120, tubelet=2, video_stem=True, d_projector=20_480
@@ -172,8 +164,6 @@ QWEN_REAL = replace(
 EDGE_REAL = replace(
     EDGE_TINY, d_model=1152, n_layers=27, n_heads=16, d_ff=4304, patch_size=16, max_grid=16, d_projector=11_520
 )
-
-SIZES = [(2, 4), (6, 6), (8, 2), (4, 4), (4, 2), (10, 14), (2, 2)]  # in patches
 
 
 def radio_config(c: VisionConfig) -> RadioConfig:
@@ -204,49 +194,9 @@ def edge_config(c: VisionConfig, d_out: int) -> Cosmos3EdgeConfig:
     )  # fmt: skip
 
 
-def draw(module: torch.nn.Module, seed: int) -> torch.nn.Module:
-    """Parameters away from their trivial values; layer scales, which no checkpoint has, stay at one."""
-    g = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, p in module.named_parameters():
-            norm = p.dim() == 1 and name.endswith("weight")
-            if "lambda1" not in name:
-                p.normal_(generator=g).mul_(0.3 if p.dim() < 2 else 1.2 * p[0].numel() ** -0.5).add_(float(norm))
-    return module.eval()
-
-
-def unit(grid: tuple[int, int], seed: int, frames: int = 0, patch: int = 4) -> torch.Tensor:
-    lead = (frames, 3) if frames else (3,)
-    g = torch.Generator().manual_seed(seed)
-    return torch.rand(*lead, grid[0] * patch, grid[1] * patch, generator=g)
-
-
-def normed(pixels: torch.Tensor, c: VisionConfig) -> torch.Tensor:
-    mean, std = (torch.tensor(v)[:, None, None] for v in (c.mean, c.std))
-    return (pixels - mean) / std
-
-
-def agree(ours: torch.Tensor, theirs: torch.Tensor) -> float:
-    assert ours.shape == theirs.shape
-    ours = ours.detach()
-    error = float((ours - theirs).abs().max() / theirs.abs().max())
-    assert error < 1e-4
-    assert theirs.std() > 1e-2  # there is something to compare
-    return error
-
-
 def blocks(patches: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
     """(h w, d) row by row -> the same 2 x 2 block after 2 x 2 block."""
     return rearrange(patches, "(h y w x) d -> (h w y x) d", h=grid[0] // 2, y=2, x=2)
-
-
-def gradients_are_finite(outputs: list[torch.Tensor], *modules: torch.nn.Module) -> None:
-    sum(out.square().mean() for out in outputs).backward()
-    for module in modules:
-        for name, p in module.named_parameters():
-            assert p.grad is not None, name
-            assert p.grad.isfinite().all(), name
-            assert p.grad.abs().max() > 0, name
 
 
 # -- RADIO -----------------------------------------------------------------------------------------------------------
@@ -517,122 +467,3 @@ def test_tokens_of_a_tower_without_taps_have_no_further_axis():
     assert batch.shape == (2, 6, D_TEXT)
     for row, own in zip(batch, patches, strict=True):
         assert torch.allclose(connector(Features(own, (), (4, 6))), row, atol=1e-6)
-
-
-# -- open_clip -------------------------------------------------------------------------------------------------------
-
-TEXT = {"context_length": 8, "vocab_size": 32, "width": 16, "heads": 2, "layers": 1}
-VIT = {"image_size": 24, "layers": 3, "width": 16, "head_width": 8, "patch_size": 4}
-CLIP_TOWERS = {
-    "tiny-vit": VIT,
-    "tiny-vit-pooled": VIT | {"final_ln_after_pool": True, "patch_dropout": 0.5, "no_ln_pre": True},
-    "tiny-vit-attended": VIT | {"attentional_pool": True, "attn_pooler_heads": 4, "attn_pooler_queries": 4},
-    "tiny-resnet": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 8, "head_width": 32, "patch_size": None},
-    "tiny-timm-vit": {"timm_model_name": "test_vit", "timm_pool": "map", "timm_proj": "none", "image_size": 160},
-    "tiny-timm-convnext": {"timm_model_name": "test_convnext", "timm_proj": "linear", "image_size": 160},
-    "tiny-timm-fixed": {"timm_model_name": "test_vit_relpos", "timm_proj": "linear", "image_size": 160},
-}
-
-
-@pytest.fixture(scope="module", name="open_clip")
-def _open_clip(tmp_path_factory):
-    import open_clip
-
-    folder = tmp_path_factory.mktemp("open_clip")
-    for name, tower in CLIP_TOWERS.items():
-        whole = {"embed_dim": 12, "vision_cfg": tower, "text_cfg": TEXT}
-        (folder / f"{name}.json").write_text(json.dumps(whole))
-    open_clip.add_model_config(folder)
-    return open_clip
-
-
-def clip_pair(open_clip, name: str, **changes):
-    """Ours with the weights of a whole open_clip model, and that model's tower."""
-    theirs = draw(open_clip.create_model(name, pretrained=None), 3)
-    ours = ClipEncoder(clip_config(name, **changes)).eval()
-    ours.load_open_clip(theirs.state_dict())
-    return ours, theirs.visual
-
-
-@torch.no_grad()
-def test_clip_gives_the_tokens_of_open_clip(open_clip):
-    ours, theirs = clip_pair(open_clip, "tiny-vit")
-    theirs.output_tokens = True
-    pixels = torch.stack([unit((6, 6), seed=n) for n in range(2)])
-    agree(ours(pixels), theirs(normed(pixels, ours.config))[1])
-    assert (ours.config.d_model, ours.config.n_layers, ours.config.n_heads) == (16, 3, 2)
-
-
-@torch.no_grad()
-def test_clip_resizes_its_positions_as_open_clip_does(open_clip):
-    ours, _ = clip_pair(open_clip, "tiny-vit")
-    whole = draw(open_clip.create_model("tiny-vit", pretrained=None), 3)
-    larger = open_clip.create_model("tiny-vit", pretrained=None, force_image_size=(16, 40))
-    state = whole.state_dict()
-    open_clip.model.resize_pos_embed(state, larger)
-    larger.load_state_dict(state)
-    larger.eval().visual.output_tokens = True
-    pixels = unit((4, 10), 1)[None]
-    agree(ours(pixels), larger.visual(normed(pixels, ours.config))[1])
-
-
-@pytest.mark.parametrize("name", ["tiny-vit-pooled", "tiny-vit-attended"])
-@torch.no_grad()
-def test_clip_leaves_out_what_pools(open_clip, name):
-    """The last residual stream where open_clip norms only the pooled vector; no patch is dropped in training."""
-    ours, theirs = clip_pair(open_clip, name)
-    pixels = unit((6, 6), 1)[None]
-    (last,) = theirs.forward_intermediates(normed(pixels, ours.config), indices=1)["image_intermediates"]
-    agree(ours.train()(pixels), rearrange(last, "b d h w -> b (h w) d"))
-
-
-@pytest.mark.parametrize("name", ["tiny-resnet", "tiny-timm-vit", "tiny-timm-convnext"])
-@torch.no_grad()
-def test_clip_gives_feature_maps(open_clip, name):
-    ours, theirs = clip_pair(open_clip, name)
-    side = ours.config.patch_size
-    size = (theirs.image_size[0],) * 2 if isinstance(theirs.image_size, tuple) else (theirs.image_size,) * 2
-    pixels = unit((size[0] // side, size[1] // side), 1, patch=side)[None]
-    norm = {"normalize_intermediates": True}
-    (last,) = theirs.forward_intermediates(normed(pixels, ours.config), indices=1, **norm)["image_intermediates"]
-    agree(ours(pixels), rearrange(last, "b d h w -> b (h w) d"))
-    other = unit((3, 2), 1, patch=side)
-    (features,) = ours.encode([other])
-    assert features.patches.shape == (6, ours.config.d_model)
-    assert features.patches.isfinite().all()
-
-
-def test_clip_in_the_place_of_our_tower(open_clip):
-    """Many sizes, taps, a final norm and a connector behind it."""
-    config = clip_config("tiny-vit", deepstack=((1, 0),), projector="gelu", final_norm=True)
-    ours, connector = draw(build_vision(config), 1), draw(Connector(config, D_TEXT), 2)
-    assert isinstance(ours, ClipEncoder)
-    assert isinstance(build_vision(RADIO_TINY), VisionEncoder)
-    units = [unit(grid, seed=n) for n, grid in enumerate(SIZES)] + [unit((4, 4), 9, frames=1)]
-    features = ours.encode(units)
-    for one, own in zip(units, features, strict=True):
-        alone = ours(one[None] if one.dim() == 3 else one)
-        assert torch.allclose(own.patches, alone[0], atol=1e-5)
-    tokens = [connector(f) for f in features]
-    assert [t.shape for t in tokens] == [(2, h * w // 4, D_TEXT) for h, w in [*SIZES, (4, 4)]]
-    gradients_are_finite(tokens, ours, connector)
-
-
-def test_clip_towers_that_cannot_be_had(open_clip, monkeypatch):
-    good = clip_config("tiny-vit")
-    for changes, said in (
-        ({"open_clip": "tiny-vitt"}, r"'tiny-vitt'; near to it: .*tiny-vit"),
-        ({"d_model": 8}, r"d_model is 8; open_clip's tiny-vit has 16"),
-        ({"patch_size": 16}, r"patch_size is 16; open_clip's tiny-vit has 4"),
-        ({"tubelet": 2}, r"single frames, not tubelets of 2"),
-        ({"n_layers": 9, "deepstack": ((7, 0),)}, r"\[7\]; open_clip's tiny-vit has 3"),
-    ):
-        with pytest.raises(ValueError, match=said):
-            ClipEncoder(replace(good, **changes))
-    with pytest.raises(ValueError, match=r"160x160 pixels, not 32x32"):
-        ClipEncoder(clip_config("tiny-timm-fixed")).encode([torch.zeros(3, 32, 32)])
-    with pytest.raises(ValueError, match=r"lack \d+ tensors"):
-        ClipEncoder(good).load_open_clip({})
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=re.escape("pip install omni[clip]")):
-        ClipEncoder(good)

@@ -7,14 +7,11 @@ Every limit is checked from the header, before pixels are decoded. A decoder's o
 they are about the decoder, and have leaked memory addresses in other programs.
 """
 
-import base64
-import binascii
 import io
 import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,8 +19,9 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from omni.tokenizers.files import read_bytes
+
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
-MAX_BYTES = 256 << 20
 MAX_PIXELS = 64_000_000
 MAX_SIDE = 65_535  # JPEG's own limit
 MAX_PAGES = 200
@@ -52,7 +50,7 @@ def open_image(source: Any) -> Image.Image:
         return _to_rgb(_from_array(source), "the array")
     if isinstance(source, Tensor):
         return _from_tensor(source)
-    data, name = read_bytes(source)
+    data, name = read_bytes(source, "picture", ImageError)
     with _only_image_errors(name):
         picture = _open_header(data)
         _check_size(picture.size, name)
@@ -138,7 +136,7 @@ def open_pdf(source: Any, longest: int = 1024) -> Pages:
 
     if not 1 <= longest <= 8192:
         raise ValueError(f"longest is {longest} pixels; it must lie between 1 and 8192")
-    data, name = read_bytes(source)
+    data, name = read_bytes(source, "picture", ImageError)
     try:
         document = pypdfium2.PdfDocument(data)
     except pypdfium2.PdfiumError as error:
@@ -163,7 +161,7 @@ def open_document(source: Any, longest: int = 1024) -> Sequence[Image.Image]:
         return [open_image(page) for page in source]
     if isinstance(source, (Image.Image, np.ndarray, Tensor)):
         return [open_image(source)]
-    data, name = read_bytes(source)
+    data, name = read_bytes(source, "picture", ImageError)
     if _PDF_MARK in data[:_PDF_MARK_WITHIN]:
         return open_pdf(_Named(data, name), longest)
     return [open_image(_Named(data, name))]
@@ -178,62 +176,6 @@ class _Named(bytes):
         self = super().__new__(cls, data)
         self.name = name
         return self
-
-
-def read_bytes(source: Any) -> tuple[bytes, str]:
-    """Content of a path, a ``data:`` address or bytes, and a name for messages; checks existence and size."""
-    if isinstance(source, (bytes, bytearray, memoryview)):
-        name = getattr(source, "name", "the data")
-        return _checked_length(bytes(source) if not isinstance(source, bytes) else source, name), name
-    if isinstance(source, str) and source.startswith("data:"):
-        return _checked_length(_from_data_address(source), "the data: address"), "the data: address"
-    if isinstance(source, str) and "://" in source[:16]:
-        raise ImageError(f"{_short(source)} is an address; only local files and data: addresses are read")
-    if not isinstance(source, (str, Path)):
-        raise ImageError(f"a {type(source).__name__} is not a picture, a path or bytes")
-    return _read_file(source)
-
-
-def _read_file(source: str | Path) -> tuple[bytes, str]:
-    name = _short(str(source))
-    try:
-        path = Path(source)
-        if not path.exists():
-            raise ImageError(f"{name} does not exist")
-        if not path.is_file():  # a device or a pipe may never end
-            raise ImageError(f"{name} is not a file")
-        with path.open("rb") as file:
-            return _checked_length(file.read(MAX_BYTES + 1), name), name
-    except (OSError, ValueError) as error:
-        if isinstance(error, ImageError):
-            raise
-        raise ImageError(f"{name} cannot be read: {getattr(error, 'strerror', None) or error}") from None
-
-
-def _checked_length(data: bytes, name: str) -> bytes:
-    if not data:
-        raise ImageError(f"{name} is empty")
-    if len(data) > MAX_BYTES:
-        raise ImageError(f"{name} is larger than the limit of {MAX_BYTES >> 20} MiB")
-    return data
-
-
-def _from_data_address(address: str) -> bytes:
-    head, _, body = address.partition(",")
-    if not head.endswith(";base64"):
-        raise ImageError("a data: address must be base64: data:image/png;base64,...")
-    if len(body) > MAX_BYTES * 4 // 3 + 4:
-        raise ImageError(f"the data: address is larger than the limit of {MAX_BYTES >> 20} MiB")
-    try:
-        return base64.b64decode(body, validate=True)
-    except (binascii.Error, ValueError):
-        raise ImageError("the data: address is not valid base64") from None
-
-
-def _short(name: str, limit: int = 120) -> str:
-    """One printable line, however odd the name."""
-    printable = "".join(c if c.isprintable() else "?" for c in name)
-    return printable if len(printable) <= limit else f"{printable[:limit]}..."
 
 
 @contextmanager

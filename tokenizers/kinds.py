@@ -1,12 +1,12 @@
 """What kind of medium a file is, from its first bytes and its container, before anything is decoded."""
 
-import io
 from pathlib import Path
 from typing import Any
 
-from omni.tokenizers import image, video
+from omni.tokenizers import image, sound, video
+from omni.tokenizers.files import find, head, is_picture, open_container
 
-KINDS = ("document", "video", "sound")
+_CONTAINERS = f"{video.CONTAINERS},{sound.CONTAINERS}"
 
 
 def kind_of(source: Any) -> str:
@@ -14,9 +14,8 @@ def kind_of(source: Any) -> str:
 
     An animated picture is a document: its first frame.
     """
-    media, name = video._media(source, None if _in_memory(source) else video._path(source))
-    head = media[:1024] if isinstance(media, bytes) else _head(media)
-    if b"%PDF-" in head or video._is_picture(media):
+    media, name = find(source, "medium", ValueError)
+    if b"%PDF-" in head(media, 1024) or is_picture(media):
         return "document"
     tracks = _tracks(media)
     for kind in ("video", "audio"):
@@ -27,22 +26,13 @@ def kind_of(source: Any) -> str:
     )
 
 
-def _in_memory(source: Any) -> bool:
-    return isinstance(source, (bytes, bytearray, memoryview))
-
-
-def _head(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return file.read(1024)
-
-
 def _tracks(media: Path | bytes) -> set[str]:
     """Kinds of the tracks of a container; empty where it is none."""
     import av
 
     cover = av.stream.Disposition.attached_pic
     try:
-        with io.BytesIO(media) if isinstance(media, bytes) else media.open("rb") as file, av.open(file) as container:
+        with open_container(media, _CONTAINERS) as container:
             return {s.type for s in container.streams if not s.disposition & cover}
     except Exception:  # FFmpeg raises many kinds of errors for a file that is not its own
         return set()

@@ -1,7 +1,7 @@
 """Sounds from untrusted files: decoded, made mono at one rate, and turned into the log-mel features of a clip.
 
     file, bytes, data: address ──> open_sound ──> Waveform(samples (n,), rate) ──> clips ──> [(frames, n_mels), ...]
-    array and its rate         ──┘                                                              └──> pad_clips
+    array and its rate         ──┘
     a long recording           ──> blocks ──> (n,) at a time, in constant memory ──> log_mel
 
 Everything PyAV decodes is read, the sound track of a video too. Limits are checked from the header where it tells,
@@ -10,7 +10,7 @@ and again while decoding. Errors are the project's: the words of decoders never 
 
 import io
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from omni.config import SoundConfig
-from omni.tokenizers import image as pictures
+from omni.tokenizers.files import find, open_container, opened
 
 RATE = 16_000  # Hz
 HOP = 160  # samples between frames: 10 ms
@@ -37,12 +37,11 @@ LEAST_CLIP_SECONDS = 0.1  # shorter clips, and the rest of a longer recording, a
 
 MAX_SECONDS = 24 * 3600
 MAX_SECONDS_AT_ONCE = 4 * 3600  # of open_sound, which holds all samples: 0.9 GB at 16 kHz
-MAX_FILE_BYTES = 64 << 30  # of a file that is read by name; what lies in memory has the limit of pictures
 MIN_RATE, MAX_RATE = 1_000, 384_000
 MAX_CHANNELS = 64
 
 # Of the containers FFmpeg knows, those that hold their own sound: a playlist would open other files and addresses.
-_CONTAINERS = "wav,w64,flac,mp3,ogg,aac,aiff,au,caf,amr,ac3,eac3,ape,wv,tta,mov,matroska,webm,avi,mpegts,mpeg,flv,asf"
+CONTAINERS = "wav,w64,flac,mp3,ogg,aac,aiff,au,caf,amr,ac3,eac3,ape,wv,tta,mov,matroska,webm,avi,mpegts,mpeg,flv,asf"
 _DECLARING = {"wav", "w64", "flac", "aiff", "au", "caf", "mov"}  # their headers tell the length; others' is a guess
 _MAX_RATIO = 1000  # of the resampler's whole-number ratio, on which the size of its filter bank depends
 
@@ -75,7 +74,7 @@ def open_sound(source: Any, rate: int = RATE, array_rate: int | None = None) -> 
         source, array_rate = source.samples, source.rate
     if isinstance(source, (np.ndarray, Tensor)):
         return Waveform(_from_array(source, rate, array_rate), rate)
-    media, name = _media(source)
+    media, name = find(source, "sound", SoundError)
     _check_riff(media, name)
     if array_rate is not None:
         raise SoundError(f"{name} has its own sampling rate; array_rate is for arrays")
@@ -90,7 +89,7 @@ def blocks(source: Any, seconds: float = 30.0, rate: int = RATE) -> Iterator[Ten
     _check_rate(rate, "the rate asked for")
     if not 0 < seconds <= MAX_SECONDS_AT_ONCE:
         raise ValueError(f"seconds is {seconds}; it must lie above 0 and at most at {MAX_SECONDS_AT_ONCE}")
-    media, name = _media(source)
+    media, name = find(source, "sound", SoundError)
     _check_riff(media, name)
     return _regrouped(_decoded(media, name, rate, MAX_SECONDS), max(1, round(seconds * rate)))
 
@@ -151,15 +150,6 @@ def clips(samples: Any, config: SoundConfig) -> list[Tensor]:
     return features
 
 
-def pad_clips(features: Sequence[Tensor], config: SoundConfig) -> tuple[Tensor, Tensor]:
-    """Clips (frames, n_mels) -> features (b, most frames, n_mels), zero behind each, and lengths (b,) for the encoder.
-
-    The frame of ``last_frame`` is there but not valid, as in transformers: it makes room for a token, not sound.
-    """
-    lengths = torch.tensor([len(clip) - int(config.last_frame) for clip in features])
-    return torch.nn.utils.rnn.pad_sequence(list(features), batch_first=True), lengths
-
-
 # -- counts, before anything is computed -------------------------------------------------------------------------------
 
 
@@ -190,7 +180,7 @@ def sound_tokens(count: int, config: SoundConfig) -> int:
 
 def _decoded(media: Path | bytes, name: str, rate: int, limit: int) -> Iterator[Tensor]:
     """Mono pieces (n,) at ``rate``, of about a second."""
-    with _only_sound_errors(name), _container(media) as container:
+    with _only_sound_errors(name), open_container(media, CONTAINERS) as container:
         stream = _track(container, name)
         declared = _declared_seconds(container, stream)
         _check_seconds(declared, limit, name)
@@ -210,18 +200,6 @@ def _decoded(media: Path | bytes, name: str, rate: int, limit: int) -> Iterator[
         if heard / found < 0.98 * declared - 0.2:
             raise SoundError(f"{name} is cut short: {heard / found:.1f} of its {declared:.1f} seconds are there")
         yield from resampler.push(torch.empty(0), last=True)
-
-
-@contextmanager
-def _container(media: Path | bytes) -> Iterator[Any]:
-    """An open container. It reads through a file object: a file's name can then not be taken for an address."""
-    import av
-
-    with (
-        io.BytesIO(media) if isinstance(media, bytes) else media.open("rb") as file,
-        av.open(file, options={"format_whitelist": _CONTAINERS}) as container,
-    ):
-        yield container
 
 
 def _track(container: Any, name: str) -> Any:
@@ -339,39 +317,9 @@ def _regrouped(pieces: Iterator[Tensor], size: int) -> Iterator[Tensor]:
 # -- checks ----------------------------------------------------------------------------------------------------------
 
 
-def _media(source: Any) -> tuple[Path | bytes, str]:
-    """What is to be decoded, and its name. A file stays a path: it is never read as a whole."""
-    if isinstance(source, (bytes, bytearray, memoryview)) or (isinstance(source, str) and source.startswith("data:")):
-        try:
-            return pictures.read_bytes(source)
-        except pictures.ImageError as error:
-            raise SoundError(str(error)) from None
-    if not isinstance(source, (str, Path)):
-        raise SoundError(f"a {type(source).__name__} is not a sound, a path or bytes")
-    name = pictures._short(str(source))
-    if isinstance(source, str) and "://" in source[:16]:
-        raise SoundError(f"{name} is an address; only local files and data: addresses are read")
-    try:
-        path = Path(source)
-        if not path.exists():
-            raise SoundError(f"{name} does not exist")
-        if not path.is_file():  # a device or a pipe may never end
-            raise SoundError(f"{name} is not a file")
-        size = path.stat().st_size
-    except (OSError, ValueError) as error:
-        if isinstance(error, SoundError):
-            raise
-        raise SoundError(f"{name} cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    if not size:
-        raise SoundError(f"{name} is empty")
-    if size > MAX_FILE_BYTES:
-        raise SoundError(f"{name} is larger than the limit of {MAX_FILE_BYTES >> 30} GiB")
-    return path, name
-
-
 def _check_riff(media: Path | bytes, name: str) -> None:
     """A wav file cut short decodes without complaint; its header tells. 0 and 2^32 - 1 stand for "not known"."""
-    with io.BytesIO(media) if isinstance(media, bytes) else media.open("rb") as file:
+    with opened(media) as file:
         head, size = file.read(8), file.seek(0, io.SEEK_END)
     if head[:4] != b"RIFF" or len(head) < 8:
         return

@@ -17,7 +17,7 @@ from omni.data.clips import sample_clip
 from omni.data.documents import sample_document
 from omni.data.films import sample_film
 from omni.data.sounds import sample_sound
-from omni.tokenizers.video import write_video
+from omni.tokenizers.video_writer import write_video
 
 CHART, CLIP, FILM, RECORDING = 25, 25, 10, 10  # seeds
 SCALE = 3  # the clips are written larger, as a person would rather look at them

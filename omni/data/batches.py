@@ -17,6 +17,7 @@ from torch import Tensor
 from omni.data.booklets import NOT_ANSWERABLE, foreign_question
 from omni.data.documents import SIZES, Document, sample_document
 from omni.data.scenes import CATEGORIES, COLORS, FREE_RADIUS, SHAPES, Scene, coverage, describe, sample_scene
+from omni.data.sights import THING_SHARE
 from omni.data.text import sample_text
 from omni.tokenizers.prompts import UPSAMPLE, caption_ids
 
@@ -26,7 +27,6 @@ GLYPH_CLASSES = 96  # 0 is "no character", then printable ASCII from "!"
 CELL_SLOTS = 5  # characters centred within one token's square, in reading order
 # Of a latent token: which thing it shows, its shape and its colour; 0 is "none".
 THING_CLASSES = (1 + max(FREE_RADIUS), 1 + len(SHAPES), 1 + len(COLORS))
-THING_SHARE = 0.2  # of a square that a thing must cover to be what it shows
 FULL_ALREADY = 0.1  # of the prompts to be upsampled
 READ_SHARE = 0.25  # of the batches without a transcription first: pages that are only read aloud
 GIVEN_SHARE = 0.5  # of the transcriptions before questions: given, with mistakes, where answers are the point

@@ -16,12 +16,12 @@ Lengths are in final pixels.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from itertools import combinations, pairwise
+from itertools import pairwise
 from random import Random
 from typing import NamedTuple
 
 from omni.data import vocabulary as words
+from omni.data.chart_questions import BAR, FLAT_BAR, POINT, SLICE, Scale, Table, close
 from omni.data.document_kinds import distinct, heading, title
 from omni.data.document_questions import Questions
 from omni.data.page import Cell, Color, Page
@@ -60,62 +60,6 @@ class Box(NamedTuple):
         return not (apart or other.top >= self.bottom)
 
 
-class Mark(NamedTuple):
-    """What stands for a value, and the words for having the largest and the smallest one."""
-
-    noun: str
-    most: tuple[str, ...]
-    least: tuple[str, ...]
-
-
-BAR = Mark("bar", ("largest", "highest"), ("smallest", "lowest"))
-FLAT_BAR = Mark("bar", ("largest", "longest"), ("smallest", "shortest"))  # the highest one would be the topmost
-SLICE = Mark("slice", ("largest", "biggest"), ("smallest",))
-POINT = Mark("point", ("largest", "highest"), ("smallest", "lowest"))
-
-
-@dataclass(frozen=True)
-class Scale:
-    """The values that a chart can show, from above 0 to ``highest``."""
-
-    highest: float
-    ticks: tuple[float, ...]  # from 0 to ``highest``; empty where no axis is drawn
-    halves: bool  # whether values lie between ticks as well as on them
-    unit: str
-    digits: int  # after the point
-
-    def show(self, value: float) -> str:
-        return f"{value:.{self.digits}f}{self.unit}"
-
-    def draw(self, rng: Random) -> float:
-        if not self.ticks:
-            return round(self.highest * rng.uniform(0.12, 1), self.digits)
-        half, last = rng.randint(1, 2 * len(self.ticks) - 2), 2 * len(self.ticks) - 2
-        return round(self.highest * (half if self.halves else half + half % 2) / last, self.digits)
-
-
-@dataclass(frozen=True)
-class Table:
-    """What a chart shows: ``values[i][j]`` belongs to ``names[i]`` and ``series[j]``."""
-
-    names: tuple[str, ...]
-    series: tuple[str, ...]  # one empty name where there is a single one
-    values: tuple[tuple[float, ...], ...]
-    scales: tuple[Scale, ...]  # one a series
-    axis: str = ""
-
-    @property
-    def scattered(self) -> bool:
-        """Whether it has two axes, so that its two columns are no series of one thing."""
-        return self.scales[0] is not self.scales[-1]
-
-    def shown(self, i: int, j: int = 0) -> str:
-        return self.scales[j].show(self.values[i][j])
-
-    def column(self, j: int) -> list[float]:
-        return [row[j] for row in self.values]
-
-
 # -- the five kinds --------------------------------------------------------------------------------------------------
 
 
@@ -143,7 +87,7 @@ def bars(page: Page, questions: Questions) -> None:
             if printed:
                 _put(page, scale.show(value), middle, y - page.style.pitch / 2, clear=True)
     _axes(page, box, bool(scale.ticks), True)
-    _close(page, questions, table, BAR, colors)
+    close(page, questions, table, BAR, colors)
 
 
 def hbars(page: Page, questions: Questions) -> None:
@@ -175,7 +119,7 @@ def hbars(page: Page, questions: Questions) -> None:
             if printed:
                 _put(page, scale.show(value), x + 2, y + thick / 2, "l", clear=True)
     _axes(page, box, True, bool(scale.ticks))
-    _close(page, questions, table, FLAT_BAR, colors)
+    close(page, questions, table, FLAT_BAR, colors)
 
 
 def line(page: Page, questions: Questions) -> None:
@@ -207,7 +151,7 @@ def line(page: Page, questions: Questions) -> None:
             _put(page, table.shown(i), x - aside * wide, y + (1 if below else -1) * (pitch / 2 + 2), clear=True)
     for i, name in enumerate(names):
         _put(page, name, box.left + slot * (i + 0.5), page.bottom - pitch / 2)
-    _close(page, questions, table, POINT, colors)
+    close(page, questions, table, POINT, colors)
 
 
 def pie(page: Page, questions: Questions) -> None:
@@ -235,7 +179,7 @@ def pie(page: Page, questions: Questions) -> None:
     _slices(page, x, y, radius, table, colors, inside)
     for i, text in enumerate(entries):
         _swatch(page, first, top + (i + 0.5) * pitch, text, COLORS[colors[i][0]])
-    _close(page, questions, table, SLICE, colors)
+    close(page, questions, table, SLICE, colors)
 
 
 def dots(page: Page, questions: Questions) -> None:
@@ -277,7 +221,7 @@ def dots(page: Page, questions: Questions) -> None:
         if len(placed) == wanted:
             break
     table = Table(tuple(placed), (across, upward), tuple(placed.values()), (run, rise))
-    _close(page, questions, table, POINT, [[ink, ink] for _ in placed])
+    close(page, questions, table, POINT, [[ink, ink] for _ in placed])
 
 
 # -- what is drawn ---------------------------------------------------------------------------------------------------
@@ -495,113 +439,6 @@ def _slices(page: Page, x: float, y: float, radius: float, table: Table, colors:
             spot = x + 0.64 * radius * math.cos(middle), y + 0.64 * radius * math.sin(middle)
             _put(page, table.shown(i), *spot, ink=(255, 255, 255) if dark else (0, 0, 0))
         start = end
-
-
-# -- transcription and questions -------------------------------------------------------------------------------------
-
-
-def _close(page: Page, questions: Questions, table: Table, mark: Mark, colors: list[list[str]]) -> None:
-    """Write the table down and ask about it."""
-    columns = range(len(table.series))
-    page.lines += [table.axis] if table.axis else []
-    page.lines += [" ".join(table.series)] if len(columns) > 1 else []
-    page.lines += [" ".join((name, *(table.shown(i, j) for j in columns))) for i, name in enumerate(table.names)]
-    if table.axis:
-        questions.ask(("What is the label of the axis?", "What does the axis show?"), table.axis)
-    plural = "categories" if len(columns) > 1 and not table.scattered else f"{mark.noun}s"
-    questions.ask((f"How many {plural} are there?", f"How many {plural} are shown?"), str(len(table.names)))
-    _ask_colors(questions, table, mark, colors)
-    if len(columns) == 1:
-        _ask_single(questions, table, mark)
-    else:
-        _ask_double(questions, table, mark)
-    _check(questions, table, mark)
-
-
-def _extremes(table: Table, j: int, mark: Mark) -> list[tuple[tuple[str, ...], str, int]]:
-    """Words for the largest and the smallest of a column, the first of them, and its row, where there is one alone."""
-    column = table.column(j)
-    found = ((mark.most, max(column)), (mark.least, min(column)))
-    return [(said, said[0], column.index(value)) for said, value in found if column.count(value) == 1]
-
-
-def _ask_double(questions: Questions, table: Table, mark: Mark) -> None:
-    for j, series in enumerate(table.series):
-        for i, name in enumerate(table.names):
-            templates = ("What is {} for {}?", "What is the value of {} for {}?")
-            questions.ask(templates, table.shown(i, j), series, name)
-        for _, word, i in _extremes(table, j, mark):
-            place = f"Which {mark.noun} has" if table.scattered else "Which category has"
-            questions.ask((f"{place} the {word} {{}}?",), table.names[i], series)
-    for name, values in zip(table.names, table.values, strict=True):
-        if not table.scattered:
-            templates = ("Which series is larger for {}?", "Which series is higher at {}?")
-            questions.ask(templates, table.series[values.index(max(values))], name)
-
-
-def _ask_single(questions: Questions, table: Table, mark: Mark) -> None:
-    """Values, extremes, differences, sums, thresholds and, where there is a line, its steepest part."""
-    rng, column, scale, noun = questions.rng, table.column(0), table.scales[0], mark.noun
-    templates = ("What is the value of {}?", "How much is {}?", "What does {} show?", "What is the value for {}?")
-    for i, name in enumerate(table.names):
-        questions.ask(templates, table.shown(i), name)
-    for said, word, i in _extremes(table, 0, mark):
-        questions.ask([f"Which {noun} is the {w}?" for w in said], table.names[i])
-        if rng.random() < 0.4:
-            questions.ask((f"What is the {word} value?",), table.shown(i))
-    first, second = rng.sample(range(len(table.names)), 2)
-    pair = table.names[first], table.names[second]
-    if rng.random() < 0.3 and column[first] != column[second]:
-        shown = scale.show(abs(column[first] - column[second]))
-        questions.ask(("What is the difference between {} and {}?", "How far apart are {} and {}?"), shown, *pair)
-    if rng.random() < 0.2:
-        questions.ask(("What is the sum of {} and {}?",), scale.show(column[first] + column[second]), *pair)
-    order = sorted(column)
-    for word, outer, inner in (("above", order[-1], order[-2]), ("below", order[0], order[1])):
-        limit = round((outer + inner) / 2, scale.digits)
-        if min(outer, inner) < limit < max(outer, inner) and rng.random() < 0.5:
-            questions.ask((f"Which {noun} is {word} {{}}?",), table.names[column.index(outer)], scale.show(limit))
-    if mark is POINT:
-        for word, sign in (("rise", 1), ("fall", -1)):
-            steps = [round(sign * (b - a), scale.digits) for a, b in pairwise(column)]
-            if max(steps) > 0 and steps.count(max(steps)) == 1:
-                i = steps.index(max(steps))
-                between = f"{table.names[i]} and {table.names[i + 1]}"
-                questions.ask((f"Between which points does the line {word} most?",), between)
-
-
-def _ask_colors(questions: Questions, table: Table, mark: Mark, colors: list[list[str]]) -> None:
-    """Colours that have names: of series, of marks, or of all of them."""
-    if not all(name for row in colors for name in row):
-        return
-    asked = ("What color is {}?", "What is the color of {}?")
-    used = {row[0] for row in colors}
-    if len(table.series) > 1 and not table.scattered:
-        for name, color in zip(table.series, colors[0], strict=True):
-            questions.ask(asked, color, name)
-            questions.ask(("Which series is {}?",), name, color)
-    elif len(used) == 1:
-        what = "line" if mark is POINT and not table.scattered else f"{mark.noun}s"
-        questions.ask((f"What is the color of the {what}?",), colors[0][0])
-    else:
-        for name, (color, *_) in zip(table.names, colors, strict=True):
-            questions.ask(asked, color, name)
-            questions.ask((f"Which {mark.noun} is {{}}?",), name, color)
-
-
-def _check(questions: Questions, table: Table, mark: Mark) -> None:
-    """A yes/no question: is one larger than another, or is there one of that name?"""
-    rng = questions.rng
-    pairs = [(a, b) for a, b in combinations(range(len(table.names)), 2) if table.values[a][0] != table.values[b][0]]
-    if len(table.series) == 1 and pairs and rng.random() < 0.6:
-        a, b = rng.sample(rng.choice(pairs), 2)
-        answer = "yes" if table.values[a][0] > table.values[b][0] else "no"
-        question = rng.choice(("Is {} larger than {}?", "Is {} more than {}?"))
-        questions.checks.append((question.format(table.names[a], table.names[b]), answer))
-    else:
-        what = mark.noun if len(table.series) == 1 or table.scattered else "category"
-        pool = rng.choice((words.ITEMS, words.CITIES, words.FIRST_NAMES))
-        questions.check((f"Is there a {what} for {{}}?",), table.names, lambda: rng.choice(pool))
 
 
 CHARTS: dict[str, Callable[[Page, Questions], None]] = {

@@ -39,7 +39,8 @@ from random import Random
 import numpy as np
 
 from omni.data.scenes import BACKGROUNDS, CANVAS, COLORS, MARGIN, REACH, SHAPES, Thing, render
-from omni.data.sights import QA, SHARE, add_noise, classes, covered, full_name, scatter, squares
+from omni.data.sights import QA, THING_SHARE, add_noise, classes, covered, full_name, scatter, squares
+from omni.tokenizers.prompts import time_label
 
 Frame = dict[int, Thing]  # by identity: what is there, whether or not it is wholly inside the picture
 
@@ -50,6 +51,7 @@ MAX_TEXT = 120  # characters, for up to 16 frames
 MOTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 CLIP_CLASSES = (1 + len(SHAPES), 1 + len(COLORS), 1 + len(MOTIONS))  # shape, colour, motion; 0 is "none"
 STAYS = "it stays"
+CONTACT = "At what second do they touch?"
 STILL = 0.5  # pixels between two frames below which nothing moved
 
 SLOWEST, SPREAD = 2.5, 2.0  # pixels a frame that a body moves at least, and how many more at most
@@ -111,11 +113,6 @@ def sample_clip(seed: int, kind: str | None = None, frames: int | None = None, s
     return Clip(pictures, times, kind, tuple(story.qa), story.text, things, background, story.wraps)
 
 
-def time_label(seconds: float) -> str:
-    """Seconds with one decimal, or whole from 100 on: "2.5", "1800"."""
-    return f"{seconds:.1f}" if round(seconds, 1) < 100 else f"{seconds:.0f}"
-
-
 def frozen(clip: Clip) -> np.ndarray:
     """Control: the middle frame in place of all, (T, H, W, 3)."""
     return np.repeat(clip.frames[len(clip.frames) // 2][None], len(clip.frames), axis=0)
@@ -141,17 +138,17 @@ def clip_targets(clip: Clip, side: int, tubelet: int = 2) -> np.ndarray:
     targets = np.zeros((count // tubelet, squares(size, side), 3), dtype=np.int64)
     for k, target in enumerate(targets):
         frames = clip.things[k * tubelet : (k + 1) * tubelet]
-        most = np.full(len(target), SHARE)
+        most = np.full(len(target), THING_SHARE)
         for who in dict.fromkeys(who for frame in frames for who in frame):
             seen = [frame[who] for frame in frames if who in frame]
             drawn = [copy for thing in seen for copy in _copies(thing, size, clip.wraps)]
             share = sum((covered(copy, side, size) for copy in drawn), np.zeros(len(target))) / tubelet
-            target[share > most] = *classes(seen[0]), _motion_class(seen[0], seen[-1], size)
+            target[share > most] = *classes(seen[0]), motion_class(seen[0], seen[-1], size)
             most = np.maximum(most, share)
     return targets
 
 
-def _motion_class(first: Thing, last: Thing, size: int) -> int:
+def motion_class(first: Thing, last: Thing, size: int) -> int:
     # The shorter way, which leads over the edge where a body comes in again on the other side.
     dx, dy = ((b - a + size / 2) % size - size / 2 for a, b in ((first.x, last.x), (first.y, last.y)))
     if max(abs(dx), abs(dy)) < STILL:
@@ -349,7 +346,7 @@ def _collision(rng: Random, labels: list[str]) -> Story:
     said += f"{labels[meet]}: {'touch' if touch else 'no touch'}"
     said += f", {kinds[stops][0]} stops" if told and stops is not None else ""
     qa = [("Do they touch?", "yes" if touch else "no")]
-    qa += [("At what second do they touch?", labels[meet])] if touch else []
+    qa += [(CONTACT, labels[meet])] if touch else []
     qa += [("What stops?", "nothing" if stops is None else named[stops])] if told else []
     return Story(things, qa, said)
 

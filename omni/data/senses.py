@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from omni.data.batches import IGNORED, TRANSCRIBE, Batch, Encoding, answer_labels, pad_answers, to_pixels
+from omni.data.clip_log import event_log
 from omni.data.clips import Clip, clip_targets, sample_clip
 from omni.data.films import Film, sample_film
 from omni.data.scenes import Thing
@@ -66,7 +67,7 @@ def watch_batch(
             "video",
             _video_text(c, encoding),
             [tokens] * (count // encoding.tubelet),
-            (rng.choice(DESCRIBE), c.text),
+            (rng.choice(DESCRIBE), event_log(c)),
             c.qa,
         )
         for c in clips
@@ -77,8 +78,9 @@ def watch_batch(
 
 
 def listing(things: Sequence[Thing]) -> str:
-    """What a still picture shows, one thing a line with its box: what is read aloud of a picture without print."""
-    return "\n".join(f"{full_name(thing)} {box_text(box(thing))}" for thing in things)
+    """What a still picture shows, one thing a line with its box, from left to right: what is read aloud where there is no print."""
+    ordered = sorted(things, key=lambda thing: box(thing)[0])
+    return "\n".join(f"{full_name(thing)} {box_text(box(thing))}" for thing in ordered)
 
 
 def look_batch(seed: int, size: int, encoding: Encoding, questions: int, read_first: float) -> SenseBatch:

@@ -38,7 +38,7 @@ Box = tuple[int, int, int, int]  # x0, y0, x1, y1 in thousandths of the width an
 QA = tuple[str, str]  # question, answer
 
 SIGHT_CLASSES = (1 + len(SHAPES), 1 + len(COLORS))  # 0 is "none"
-SHARE = 0.2  # of a square that a thing must cover to be what it shows, as in batches of scenes
+THING_SHARE = 0.2  # of a square that a thing must cover to be what it shows
 BOX_STEP = 20
 COUNTED = (0, 0, 1, 1, 2, 2, 3, 3, 4)  # how many things have the shape that is counted, drawn alike
 RADII = {**FREE_RADIUS, 5: (5.0, 6.5)}  # by number of things, on the 64-pixel canvas
@@ -160,7 +160,7 @@ def box_text(box: Box) -> str:
 def sight_targets(sight: Sight, side: int) -> np.ndarray:
     """(tokens, 2) classes, shape and colour, of what covers most of each square of `side` pixels; 0: too little."""
     size = sight.image.shape[0]
-    most = np.full(squares(size, side), SHARE)
+    most = np.full(squares(size, side), THING_SHARE)
     targets = np.zeros((len(most), 2), dtype=np.int64)
     for thing in sight.things:
         share = covered(thing, side, size)

@@ -17,7 +17,6 @@ import numpy as np
 from scipy import signal
 
 SAMPLE_RATE = 16_000
-NATIVE_RATE = 22_050
 UP, DOWN = 320, 441  # 22 050 Hz -> 16 000 Hz
 TAPS = signal.firwin(2 * 10 * DOWN + 1, 1 / DOWN, window=("kaiser", 5.0))
 

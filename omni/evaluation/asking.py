@@ -21,7 +21,7 @@ from omni.pipelines.chat import Chat
 
 AT_ONCE = 32  # conversations of a batch
 ANSWER = 48  # tokens of an answer
-TELLING = 160  # tokens of what is told before the questions
+TELLING = 256  # tokens of what is told before the questions
 CONTROLLED = 60  # media that the controls are shown for
 
 Parts = Sequence[dict]  # of a user's message, without the question

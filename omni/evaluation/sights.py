@@ -11,11 +11,22 @@ from PIL import Image
 
 from omni.data.sights import Sight, sample_sight
 from omni.evaluation import own
-from omni.evaluation.asking import CONTROLLED, Asked, check_questions, chosen, columns, exact, following, judged
+from omni.evaluation.asking import (
+    CONTROLLED,
+    Asked,
+    check_questions,
+    chosen,
+    columns,
+    exact,
+    following,
+    judged,
+    setting,
+)
 from omni.evaluation.own import first_box
 from omni.evaluation.report import averages, grouped, held_out
 from omni.metrics import box_iou, box_match
 from omni.model import Omni
+from omni.pipelines.documents import TRANSCRIBE
 
 CONTROLS = ("shuffled",)
 BOX = "box"
@@ -24,9 +35,18 @@ RELATION = "relation"  # everything else
 
 
 def run(
-    model: Omni, count: int, seed: int, data: Path | None = None, journal: Path | None = None, questions: int = 3
+    model: Omni,
+    count: int,
+    seed: int,
+    data: Path | None = None,
+    journal: Path | None = None,
+    questions: int = 3,
+    read_first: bool | None = None,
 ) -> tuple[dict[str, Any], list[dict]]:
     """``count`` pictures with ``questions`` each.
+
+    ``read_first``: whether the model lists what it sees before the questions, as it reads a page; default: as the
+    checkpoint asks for.
 
     Metrics: share of right answers, by exact match or, of boxes, by an overlap (IoU) of at least 0.5; the mean overlap
     of boxes; both also with another picture.
@@ -34,8 +54,9 @@ def run(
     if model.vision is None:
         raise ValueError("this model reads no images")
     check_questions(questions)
+    tell = TRANSCRIBE if setting(model, "document_read_first", read_first) else None
     if data is not None:
-        return own.run(model, data, count, ("image",), journal)
+        return own.run(model, data, count, ("image",), journal, tell=tell)
     sights = [(s, sample_sight(s)) for s in held_out(seed, count)]
     controls = _controls([sight for _, sight in sights[:CONTROLLED]])
     controls += [{}] * (count - len(controls))
@@ -44,7 +65,7 @@ def run(
         qa = [sight.qa[i] for i in chosen(sight.qa, questions, s)]
         kinds = [{"kind": kind_of(question)} for question, _ in qa]
         asked.append(Asked([_part(sight)], qa, {"seed": s}, shown, kinds))
-    samples = judged(model, asked, "pictures", _score)
+    samples = judged(model, asked, "pictures", _score, tell)
     scores = [*columns("accuracy", CONTROLS), *columns("iou", CONTROLS)]
     return {**averages(samples, scores), "groups": grouped(samples, "kind", scores)}, samples
 

@@ -5,16 +5,17 @@
                   language_model.backbone.*,  mtp.*
 
 Both the published spelling and that of transformers are read, the published one is written. Videos have no placeholder
-of their own: their frames are runs of image tokens. Facts: ``reference`` understanding.
+of their own: their frames are runs of image tokens.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
 from omni.config import ConfigError, MediaConfig, OmniConfig, SoundConfig, VisionConfig, replace
-from omni.families import nano_vl
+from omni.families import nano_shared as shared
 from omni.families.base import Family, Preset
-from omni.families.nano_vl import count, part
+from omni.families.nano_shared import count, part
+from omni.families.nano_vl import LABELS as NANO_VL
 from omni.families.nemotron_h_sizes import NANO_3_30B
 from omni.families.reader import Reader
 from omni.rules import Drop, Rename, Rule
@@ -43,7 +44,7 @@ MEDIA_FREE = (
 
 # -- config.json -------------------------------------------------------------------------------------------------------
 
-SOUND_INERT = nano_vl.words(
+SOUND_INERT = shared.words(
     """
     architectures model_type dtype torch_dtype transformers_version _name_or_path name_or_path feat_in
     num_key_value_heads initializer_range dropout dropout_positions layerdrop activation_dropout attention_dropout
@@ -59,29 +60,29 @@ SOUND_FIXED: dict[str, tuple[Any, ...]] = {
     "subsampling_conv_kernel_size": (3,),
     "subsampling_conv_stride": (2,),
 }
-VISION_FIXED = {k: v for k, v in nano_vl.VISION_FIXED.items() if k != "video_temporal_patch_size"}
+VISION_FIXED = {k: v for k, v in shared.VISION_FIXED.items() if k != "video_temporal_patch_size"}
 
 
 def matches(plain: dict[str, Any]) -> bool:
-    named = nano_vl.labelled(plain, LABELS)
-    return named or (nano_vl.labelled(plain, nano_vl.LABELS) and nano_vl.is_omni(plain))
+    named = shared.labelled(plain, LABELS)
+    return named or (shared.labelled(plain, NANO_VL) and shared.is_omni(plain))
 
 
 def to_config(plain: dict[str, Any]) -> OmniConfig:
     """config.json in either spelling -> our configuration. ConfigError names what is not supported."""
     read = Reader(plain)
-    text = nano_vl.read_text(read)
-    vision, seen = nano_vl.read_vision(read, _tubelet(read), final_norm=text.mtp is not None)
+    text = shared.read_text(read)
+    vision, seen = shared.read_vision(read, _tubelet(read), final_norm=text.mtp is not None)
     sound = _sound(part(read, "sound_config", "audio_config")) if _has_sound(plain) else None
     read.take("sound_config", "audio_config", default=None)
     media = _patches(MEDIA, {**(seen.plain.get("args") or {}), **seen.plain}, vision)
-    special = nano_vl.read_special(read, text)
+    special = shared.read_special(read, text)
     read.integer("force_image_size", default=None)  # of fixed-size training; pictures here keep their own
     seen.take("video_temporal_patch_size", default=None)
     if seen.flag("separate_video_embedder", default=vision.video_stem) != vision.video_stem:
         raise ConfigError(f"config.json: separate_video_embedder is not {vision.video_stem}")
-    seen.finish(VISION_FIXED, (*nano_vl.VISION_INERT, *nano_vl.PATCHES))
-    read.finish(nano_vl.FIXED, nano_vl.INERT)
+    seen.finish(VISION_FIXED, (*shared.VISION_INERT, *shared.PATCHES))
+    read.finish(shared.FIXED, shared.INERT)
     return replace(text, vision=vision, sound=sound, media=media, special_tokens=special)
 
 
@@ -141,12 +142,12 @@ def _sound(plain: dict[str, Any]) -> SoundConfig:
 
 def from_config(config: OmniConfig) -> dict[str, Any]:
     media = config.media
-    nano_vl.refuse_inexpressible(config, "nano_omni", MEDIA, MEDIA_FREE)
+    shared.refuse_inexpressible(config, "nano_omni", MEDIA, MEDIA_FREE)
     v = config.vision
     if not v.video_stem or v.final_norm != (config.mtp is not None):
         raise ConfigError("the nano_omni layout has a stem for tubelets, and a final norm with a prediction block")
     kind = "Super" if config.mtp is not None else "Nano"
-    plain = nano_vl.write_common(config, f"NemotronH_{kind}_Omni_Reasoning_V3")
+    plain = shared.write_common(config, f"NemotronH_{kind}_Omni_Reasoning_V3")
     plain["video_temporal_patch_size"] = v.tubelet
     plain["vision_config"] |= {
         "video_temporal_patch_size": v.tubelet,
@@ -195,13 +196,13 @@ def _write_sound(s: SoundConfig) -> dict[str, Any]:
 
 
 def read_media(config: OmniConfig, files: Mapping[str, dict[str, Any]]) -> OmniConfig:
-    images, videos = nano_vl.image_file(files), nano_vl.video_file(files)
+    images, videos = shared.image_file(files), shared.video_file(files)
     for plain in (images, videos):
-        nano_vl.check_file(plain, config.vision, "the processors' files")
-    vision = nano_vl.read_norms(config.vision, images, videos)
+        shared.check_file(plain, config.vision, "the processors' files")
+    vision = shared.read_norms(config.vision, images, videos)
     media = _patches(config.media, {**_write_patches(config.media), **images, **videos}, vision)
-    _check_sound(config.sound, nano_vl.nested(files, "feature_extractor"))
-    return replace(config, vision=vision, media=nano_vl.read_sampling(media, videos))
+    _check_sound(config.sound, shared.nested(files, "feature_extractor"))
+    return replace(config, vision=vision, media=shared.read_sampling(media, videos))
 
 
 def _check_sound(config: SoundConfig | None, plain: dict[str, Any]) -> None:
@@ -230,13 +231,13 @@ def write_media(config: OmniConfig) -> dict[str, dict[str, Any]]:
         "preprocessor_config.json": {
             "image_processor_type": f"{lead}ImageProcessor",
             "processor_class": f"{lead}Processor",
-            **nano_vl.write_pixels(config.vision),
+            **shared.write_pixels(config.vision),
             **images,
             "max_model_len": media.max_context,
         },
         "video_preprocessor_config.json": {
             "video_processor_type": f"{lead}VideoProcessor",
-            **nano_vl.write_sampling(config),
+            **shared.write_sampling(config),
             **videos,
         },
     }
@@ -257,15 +258,15 @@ def write_media(config: OmniConfig) -> dict[str, dict[str, Any]]:
 
 # -- names -------------------------------------------------------------------------------------------------------------
 
-_MATRICES = nano_vl.words(
+_MATRICES = shared.words(
     """
     feed_forward1.linear1 feed_forward1.linear2 feed_forward2.linear1 feed_forward2.linear2
     self_attn.q_proj self_attn.k_proj self_attn.v_proj self_attn.o_proj
     """
 )
-_CONVS = nano_vl.words("conv.pointwise_conv1 conv.depthwise_conv conv.pointwise_conv2")
-_NORMS = nano_vl.words("norm_feed_forward1 norm_self_att norm_conv norm_feed_forward2 norm_out conv.norm")
-_OTHERS = nano_vl.words(
+_CONVS = shared.words("conv.pointwise_conv1 conv.depthwise_conv conv.pointwise_conv2")
+_NORMS = shared.words("norm_feed_forward1 norm_self_att norm_conv norm_feed_forward2 norm_out conv.norm")
+_OTHERS = shared.words(
     """
     self_attn.relative_k_proj.weight self_attn.bias_u self_attn.bias_v
     conv.norm.running_mean conv.norm.running_var conv.norm.num_batches_tracked
@@ -292,7 +293,7 @@ def sound_rules(s: SoundConfig) -> tuple[Rule, ...]:
 
 def rules(config: OmniConfig) -> tuple[Rule, ...]:
     sound = sound_rules(config.sound) if config.sound is not None else ()
-    return (*nano_vl.rules(config), *sound)
+    return (*shared.rules(config), *sound)
 
 
 FAMILY = Family(
@@ -309,7 +310,7 @@ PRESETS = {
     "nemotron-3-nano-omni-30b": Preset(
         replace(
             NANO_3_30B,
-            vision=replace(nano_vl.RADIO_H, tubelet=2, video_stem=True),
+            vision=replace(shared.RADIO_H, tubelet=2, video_stem=True),
             sound=SoundConfig(d_model=1024, n_layers=24, n_heads=8, d_ff=4096),
             media=MEDIA,
             max_positions=131_072,

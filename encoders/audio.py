@@ -37,6 +37,8 @@ class AudioEncoder(nn.Module):
         other rows. No lengths: every frame is valid.
         """
         self._check(features, lengths)
+        if lengths is not None and bool((lengths >= features.shape[1]).all()):
+            lengths = None  # nothing to mask
         x = self.subsampling(features.to(self.subsampling.linear.weight.dtype), lengths) * self.input_scale
         valid = None if lengths is None else valid_frames(self.tokens_of(lengths), x.shape[1], x.device)
         positions = relative_positions(x)
@@ -77,11 +79,11 @@ class Subsampling(nn.Module):
     def __init__(self, config: SoundConfig) -> None:
         super().__init__()
         c = config.channels
-        self.layers = nn.ModuleList([nn.Conv2d(1, c, 3, stride=2, padding=1), nn.ReLU()])
+        self.layers = nn.ModuleList([nn.Conv2d(1, c, 3, stride=2, padding=1), nn.ReLU(inplace=True)])
         for _ in range(config.subsampling.bit_length() - 2):
             self.layers.append(nn.Conv2d(c, c, 3, stride=2, padding=1, groups=c))
             self.layers.append(nn.Conv2d(c, c, 1))
-            self.layers.append(nn.ReLU())
+            self.layers.append(nn.ReLU(inplace=True))
         self.linear = nn.Linear(c * strided(config.n_mels, config.subsampling), config.d_model)
 
     def forward(self, features: Tensor, lengths: Tensor | None = None) -> Tensor:
@@ -203,11 +205,16 @@ class ConvolutionModule(nn.Module):
         self.pointwise_conv2 = nn.Conv1d(d, d, 1, bias=bias)
 
     def forward(self, x: Tensor, valid: Tensor | None) -> Tensor:
-        x = F.glu(self.pointwise_conv1(x.transpose(1, 2)), dim=1)
+        x = F.glu(_pointwise(x, self.pointwise_conv1), dim=-1)
         if valid is not None:
-            x = x.masked_fill(~valid[:, None], 0.0)
-        x = F.silu(self.norm(self.depthwise_conv(x), valid))
-        return self.pointwise_conv2(x).transpose(1, 2)
+            x = x.masked_fill(~valid[..., None], 0.0)
+        x = F.silu(self.norm(self.depthwise_conv(x.transpose(1, 2)), valid))
+        return _pointwise(x.transpose(1, 2), self.pointwise_conv2)
+
+
+def _pointwise(x: Tensor, conv: nn.Conv1d) -> Tensor:
+    """(b, n, d_in) -> (b, n, d_out): a convolution of one step is one matrix."""
+    return F.linear(x, conv.weight[..., 0], conv.bias)
 
 
 class MaskedBatchNorm(nn.BatchNorm1d):

@@ -28,6 +28,9 @@ from omni.layers import rotate, wide
 PACK_PATCHES = 32_768
 """Most patches of one pass of :meth:`VisionEncoder.encode`; a larger unit goes alone."""
 
+CPU_PATCHES = 2048
+"""The same on a CPU: what a longer pass writes has left the processor's caches before it is read again."""
+
 Groups = Sequence[tuple[int, int]]
 """How a list of tokens falls into units: (units, tokens of each), group after group."""
 
@@ -122,13 +125,15 @@ class UnitEncoder(nn.Module, ABC):
     def encode(self, units: Sequence[Tensor]) -> list[Features]:
         """Images (3, H, W) and tubelets (f, 3, H, W) of any sizes, in [0, 1], without padding.
 
-        Long lists are cut into passes of :data:`PACK_PATCHES`; units do not meet, so that changes nothing. All units
-        are checked before one is encoded: ValueError where a size does not divide or a tubelet has other frames.
+        Long lists are cut into passes of :data:`PACK_PATCHES`, on a CPU of :data:`CPU_PATCHES`; units do not meet, so
+        that changes nothing. All units are checked before one is encoded: ValueError where a size does not divide or a
+        tubelet has other frames.
         """
         grids = [self._check(unit.shape) for unit in units]
         found: dict[int, Features] = {}
         order = sorted(range(len(units)), key=lambda i: (grids[i][0] * grids[i][1], grids[i], units[i].dim()))
-        for members in _packs(order, grids):
+        on_cpu = next(self.parameters()).device.type == "cpu"
+        for members in _packs(order, grids, min(PACK_PATCHES, CPU_PATCHES) if on_cpu else PACK_PATCHES):
             alike = [list(same) for _, same in groupby(members, key=lambda i: units[i].shape)]
             batches = [self._normalise(torch.stack([units[i] for i in same])) for same in alike]
             for same, (patches, *taps) in zip(alike, self._run(batches), strict=True):
@@ -306,13 +311,13 @@ def _rotate(x: Tensor, rotary: tuple[Tensor, Tensor] | None) -> Tensor:
     return x if rotary is None else rotate(x.to(wide(x.dtype)), rotary).to(x.dtype)
 
 
-def _packs(order: Sequence[int], grids: Sequence[Grid]) -> Iterator[list[int]]:
-    """Cut ``order`` where the patches of a pass would exceed :data:`PACK_PATCHES`."""
+def _packs(order: Sequence[int], grids: Sequence[Grid], most: int) -> Iterator[list[int]]:
+    """Cut ``order`` where the patches of a pass would exceed ``most``."""
     pack: list[int] = []
     patches = 0
     for i in order:
         own = grids[i][0] * grids[i][1]
-        if pack and patches + own > PACK_PATCHES:
+        if pack and patches + own > most:
             yield pack
             pack, patches = [], 0
         pack.append(i)

@@ -10,27 +10,33 @@ or the bytes that must be read over its measured bandwidth, whichever is longer.
 """
 
 import gc
-import io
 import math
 import platform
-import resource
-import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 from omni import families
+from omni.bench_tools import (
+    AGREEMENT,
+    BenchError,
+    Rates,
+    Report,
+    Row,
+    child_peak,
+    in_turns,
+    measure_rates,
+    peak_bytes,
+    row,
+    table,
+    transformers,
+)
 from omni.config import OmniConfig
 from omni.families import nemotron_h
 from omni.kernels import attention, conv, experts, norm, scan
@@ -59,49 +65,6 @@ SIZES: dict[str, Any] = {
 
 DECODE_PROMPT = 32  # tokens before the first timed step
 DECODE_STEPS = 16  # of one timed turn
-AGREEMENT = 1e-3  # of the largest logit: beyond it the two sides do not compute the same thing
-
-
-class BenchError(RuntimeError):
-    """The two sides disagree, or one of them failed."""
-
-
-@dataclass(frozen=True)
-class Rates:
-    """What this machine reaches with the given threads, in float32."""
-
-    gflops: float  # billions of operations a second of one large matrix product
-    gbytes: float  # 1e9 bytes read a second
-
-
-@dataclass(frozen=True)
-class Row:
-    """One measurement: medians, in ``unit``."""
-
-    name: str
-    unit: str
-    ours: float
-    theirs: float | None
-    floor: float | None
-
-    @property
-    def ratio(self) -> float | None:
-        """How many times as much the reference takes."""
-        return None if self.theirs is None else self.theirs / self.ours
-
-
-@dataclass(frozen=True)
-class Report:
-    settings: dict[str, Any]
-    rates: Rates
-    rows: list[Row]
-    shares: dict[str, dict[str, float]] = field(default_factory=dict)  # workload -> kind of work -> part of our time
-    disagreement: float | None = None  # largest difference of the logits over the largest logit
-
-    def as_dict(self) -> dict[str, Any]:
-        plain = asdict(self)
-        plain["rows"] = [{**asdict(row), "ratio": row.ratio} for row in self.rows]
-        return plain
 
 
 def bench_language(*, peer: bool = True, quick: bool = False, seed: int = 0, threads: int = 2) -> Report:
@@ -128,7 +91,7 @@ def bench_language(*, peer: bool = True, quick: bool = False, seed: int = 0, thr
     settings = {
         "pattern": PATTERN,
         **SIZES,
-        "parameters": _parameters(config),
+        "parameters": parameters(config),
         "threads": threads,
         "seed": seed,
         "torch": torch.__version__,
@@ -156,8 +119,8 @@ class Ours:
 
 class Theirs:
     def __init__(self, folder: str) -> None:
-        transformers = _transformers()
-        self.model = transformers.NemotronHForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        library = transformers()
+        self.model = library.NemotronHForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
         for layer in self.model.model.layers:
             if hasattr(layer.mixer, "time_step_limit"):
                 layer.mixer.time_step_limit = (0.0, math.inf)  # as published: no clamp of the step
@@ -173,14 +136,6 @@ class Theirs:
 Side = Ours | Theirs
 
 
-def _transformers() -> Any:
-    import transformers
-
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    return transformers
-
-
 def _published() -> dict[str, Any]:
     """The sizes as a config.json says them."""
     return {**SIZES, "model_type": "nemotron_h", "hybrid_override_pattern": PATTERN}
@@ -191,10 +146,10 @@ def _write_weights(folder: Path, config: OmniConfig, peer: bool) -> None:
     if not peer:
         families.save(Omni(config), folder, family="nemotron_h")
         return
-    transformers = _transformers()
+    library = transformers()
     kinds = {"M": "linear_attention", "*": "full_attention", "-": "mlp", "E": "moe"}
-    theirs = transformers.NemotronHConfig(layers_block_type=[kinds[letter] for letter in PATTERN], **SIZES)
-    transformers.NemotronHForCausalLM(theirs).save_pretrained(folder)
+    theirs = library.NemotronHConfig(layers_block_type=[kinds[letter] for letter in PATTERN], **SIZES)
+    library.NemotronHForCausalLM(theirs).save_pretrained(folder)
 
 
 def _disagreement(sides: list[Side], vocab_size: int) -> float:
@@ -218,29 +173,12 @@ def _ids(b: int, n: int, config: OmniConfig) -> Tensor:
     return torch.randint(config.vocab_size, (b, n), generator=torch.Generator().manual_seed(b * n))
 
 
-def _seconds(run: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
-
-
-def _in_turns(runs: list[Callable[[], Any]], turns: int) -> list[float]:
-    """Median seconds of each run, after one turn that does not count."""
-    times = [[_seconds(run) for run in runs] for _ in range(turns + 1)][1:]
-    return [statistics.median(column) for column in zip(*times, strict=True)]
-
-
-def _row(name: str, unit: str, scale: float, measured: list[float], floor: float | None) -> Row:
-    ours, theirs = (*(m * scale for m in measured), None)[:2]
-    return Row(name, unit, ours, theirs, None if floor is None else floor * scale)
-
-
 def _prefill_row(sides: list[Side], n: int, config: OmniConfig, rates: Rates, quick: bool) -> Row:
     ids = _ids(1, n, config)
     turns = 3 if quick or n > 2048 else 7
-    measured = _in_turns([lambda side=side: side.prefill(ids) for side in sides], turns)
+    measured = in_turns([lambda side=side: side.prefill(ids) for side in sides], turns)
     floor = max(prefill_operations(config, n) / rates.gflops, read_bytes(config, n) / rates.gbytes) / 1e9
-    return _row(f"prefill {n:,} tokens", "s", 1.0, measured, floor)
+    return row(f"prefill {n:,} tokens", "s", 1.0, measured, floor)
 
 
 def _stepper(side: Side, b: int, config: OmniConfig) -> Callable[[], None]:
@@ -257,22 +195,13 @@ def _stepper(side: Side, b: int, config: OmniConfig) -> Callable[[], None]:
 
 def _decode_row(sides: list[Side], b: int, config: OmniConfig, rates: Rates, quick: bool) -> Row:
     turns = 3 if quick else 9
-    measured = [t / DECODE_STEPS for t in _in_turns([_stepper(side, b, config) for side in sides], turns)]
+    measured = [t / DECODE_STEPS for t in in_turns([_stepper(side, b, config) for side in sides], turns)]
     state = 2 * b * state_bytes(config)  # read and written
     floor = (read_bytes(config, b) + state) / rates.gbytes / 1e9
-    return _row(f"decode, batch {b}", "ms a step", 1e3, measured, floor)
+    return row(f"decode, batch {b}", "ms a step", 1e3, measured, floor)
 
 
 # -- floors ------------------------------------------------------------------------------------------------------------
-
-
-def measure_rates(repeats: int = 7) -> Rates:
-    """The best of ``repeats``: a product of two 2048 x 2048 matrices, and reads of 256 MiB."""
-    a, b = torch.randn(2048, 2048), torch.randn(2048, 2048)
-    product = min(_seconds(lambda: a @ b) for _ in range(repeats))
-    large, vector = torch.randn(8192, 8192), torch.randn(8192)
-    reads = min(min(_seconds(large.sum), _seconds(lambda: large @ vector)) for _ in range(repeats))
-    return Rates(gflops=2 * 2048**3 / product / 1e9, gbytes=large.nbytes / reads / 1e9)
 
 
 def prefill_operations(config: OmniConfig, n: int) -> int:
@@ -303,7 +232,7 @@ def prefill_operations(config: OmniConfig, n: int) -> int:
 def read_bytes(config: OmniConfig, tokens: int) -> float:
     """Weights that a call of ``tokens`` tokens must read, with evenly chosen experts; float32."""
     c = config.context
-    total = float(_parameters(config) - config.vocab_size * c.d_model)  # of the embedding, only rows
+    total = float(parameters(config) - config.vocab_size * c.d_model)  # of the embedding, only rows
     if c.moe is not None:
         e = c.moe
         unused = (1 - e.n_active_experts / e.n_experts) ** tokens
@@ -317,7 +246,7 @@ def state_bytes(config: OmniConfig) -> int:
     return 4 * config.context.pattern.count("M") * m.d_inner * m.d_state if m else 0
 
 
-def _parameters(config: OmniConfig) -> int:
+def parameters(config: OmniConfig) -> int:
     with torch.device("meta"):
         return sum(p.numel() for p in Omni(config).parameters())
 
@@ -326,47 +255,19 @@ def _parameters(config: OmniConfig) -> int:
 
 
 def _memory_row(folder: str, names: list[str], n: int, threads: int, config: OmniConfig) -> Row:
-    command = [sys.executable, "-m", "omni.bench", folder, str(n), str(threads)]
-    measured = []
-    for name in names:
-        done = subprocess.run([*command, name], capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise BenchError(f"the prefill of {n} tokens by {name} failed:\n{done.stderr[-2000:]}")
-        measured.append(float(done.stdout.split()[-1]))
-    return _row(f"memory, prefill {n:,} tokens", "GiB", 2**-30, measured, 4 * _parameters(config))
-
-
-def peak_bytes(side: Side, n: int) -> int:
-    """Highest resident size of this process during a prefill: code, weights, cache and everything in between."""
-    _forget_peak()
-    side.prefill(torch.randint(side.model.config.vocab_size, (1, n)))
-    for line in _lines("/proc/self/status"):
-        if line.startswith("VmHWM"):
-            return int(line.split()[1]) * 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
-def _forget_peak() -> None:
-    """Loading has a peak of its own, which is not asked for; systems that cannot reset it count it."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return
-
-
-def _lines(path: str) -> list[str]:
-    try:
-        return Path(path).read_text().splitlines()
-    except OSError:
-        return []
+    measured = [
+        child_peak("omni.bench", [folder, str(n), str(threads), name], f"the prefill of {n} tokens by {name}")
+        for name in names
+    ]
+    return row(f"memory, prefill {n:,} tokens", "GiB", 2**-30, measured, 4 * parameters(config))
 
 
 def _measure_memory(folder: str, n: str, threads: str, name: str) -> None:
     torch.set_num_threads(int(threads))
     side = {"ours": Ours, "theirs": Theirs}[name](folder)
+    ids = torch.randint(side.model.config.vocab_size, (1, int(n)))
     with torch.inference_mode():
-        print(peak_bytes(side, int(n)))
+        print(peak_bytes(lambda: side.prefill(ids)))
 
 
 # -- where our time goes -----------------------------------------------------------------------------------------------
@@ -432,32 +333,6 @@ def _labelled(label: str, run: Callable) -> Callable:
             return run(*args)
 
     return labelled
-
-
-# -- the report --------------------------------------------------------------------------------------------------------
-
-
-def table(report: Report) -> str:
-    """The report for people."""
-    s, rates = report.settings, report.rates
-    rows = Table("")
-    for column in ("unit", "ours", "reference", "ratio", "floor", "ours / floor"):
-        rows.add_column(column, justify="left" if column == "unit" else "right")
-    for row in report.rows:
-        theirs = ("-", "-") if row.theirs is None else (f"{row.theirs:.4g}", f"{row.ratio:.2f}")
-        floor = ("-", "-") if row.floor is None else (f"{row.floor:.4g}", f"{row.ours / row.floor:.2f}")
-        rows.add_row(row.name, row.unit, f"{row.ours:.4g}", *theirs, *floor)
-    kinds = list(next(iter(report.shares.values()), {}))
-    parts = Table("our time", *kinds)
-    for name, shares in report.shares.items():
-        parts.add_row(name, *(f"{shares[kind]:.0%}" for kind in kinds))
-    console = Console(file=io.StringIO(), width=100)
-    console.print(f"{s['pattern']}, {s['parameters'] / 1e6:.0f}M parameters, float32, {s['threads']} threads")
-    console.print(f"measured here: {rates.gflops:.0f} GFLOP/s of matrix products, {rates.gbytes:.1f} GB/s of reads")
-    if report.disagreement is not None:
-        console.print(f"logits agree with the reference to {report.disagreement:.0e} of the largest")
-    console.print(rows, parts)
-    return console.file.getvalue().rstrip()
 
 
 __all__ = ["BenchError", "Rates", "Report", "Row", "bench_language", "measure_rates", "table"]

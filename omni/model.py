@@ -10,7 +10,8 @@
 The context is read once; every denoising step, guidance branch and further turn reads its cache.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import torch
@@ -24,6 +25,7 @@ from omni.encoders.audio import AudioEncoder
 from omni.encoders.clip import build_vision
 from omni.encoders.projector import Connector, Projector
 from omni.encoders.reduction import retention_mask
+from omni.encoders.vision import Features
 from omni.inputs import Inputs, Piece, media_positions, media_runs, pieces_of
 from omni.kernels.linear import project
 from omni.layers import wide
@@ -132,9 +134,17 @@ class Omni(nn.Module):
             units += [unit.to(self.device) for unit in own]
             owners += [i] * len(own)
         tokens: list[list[Tensor]] = [[] for _ in pixels]
-        for i, features in zip(owners, eyes.encode(units), strict=True):
-            tokens[i].append(self.projector(features))
+        for i, projected in zip(owners, self._project_all(eyes.encode(units)), strict=True):
+            tokens[i].append(projected)
         return [torch.cat(own, dim=-2) for own in tokens]
+
+    def _project_all(self, units: Sequence[Features]) -> Iterator[Tensor]:
+        """Tokens of each unit; units of one size go through the projector together, so that its weights are read once."""
+        if self.config.vision.deepstack:
+            yield from map(self.projector, units)
+            return
+        for grid, same in groupby(units, key=lambda unit: unit.grid):
+            yield from self.projector.project(torch.stack([unit.patches for unit in same]), grid)
 
     def hear(self, clips: Sequence[Tensor]) -> list[Tensor]:
         """Tokens (n, d) of sounds: log-mel features (frames, n_mels) of clips of any length."""

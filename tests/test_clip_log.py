@@ -1,75 +1,156 @@
-"""The log of a clip says when each thing comes, goes, turns and moves: enough to answer the clip's questions."""
+"""The log of a clip says when each thing comes, goes, turns and moves: all its questions follow from it alone."""
 
 import re
+from collections import Counter
+from typing import NamedTuple
 
 import pytest
 
 from omni.data.clip_log import event_log
-from omni.data.clips import KINDS, sample_clip, time_label
+from omni.data.clips import KINDS, LENGTHS, sample_clip, time_label
 
-NAME = r"(\w+ \w+)"
-
-
-def entries(log: str) -> list[tuple[str, list[str]]]:
-    """(time, events) of each entry."""
-    return [(e.split(" ", 1)[0], e.split(" ", 1)[1].split(", ")) for e in log.split("; ")] if log else []
+CASES = 100
+EVENT = re.compile(r"([+-]?)(\w+ \w+)(?: (left|right|up|down|stops|grows|shrinks|turns (\w+)))?")
 
 
-def answer(log: str, question: str, first: str) -> str | None:
-    """The answer that follows from the log alone; None for a question that this solver does not know."""
-    told = entries(log)
-    comes = [(t, e.removeprefix("+")) for t, events in told for e in events if e[0] == "+" or t == first]
-    comes = [(t, re.match(NAME, e)[1]) for t, e in comes if re.fullmatch(rf"{NAME}( left| right| up| down)?", e)]
-    order = list(dict.fromkeys(name for _, name in comes))
-    ways = {
-        m[1]: m[2] for _, events in told for e in events if (m := re.fullmatch(rf"\+?{NAME} (left|right|up|down)", e))
+class Event(NamedTuple):
+    time: str
+    verb: str  # there, comes, goes, moves, stops, grows, shrinks, turns, touch
+    name: str = ""
+    detail: str = ""  # a direction or a color
+
+
+def events(log: str) -> list[Event]:
+    """What the log tells; nothing in it is left unread."""
+    found, there = [], set()
+    for entry in log.split("; "):
+        time, told = entry.split(" ", 1)
+        for one in told.split(", "):
+            if one == "touch":
+                found.append(Event(time, "touch"))
+                continue
+            sign, name, doing, color = EVENT.fullmatch(one).groups()
+            if sign == "-":
+                found.append(Event(time, "goes", name))
+                there.remove(name)
+                continue
+            if name not in there:
+                assert sign or not found or (time == found[0].time and found[0].verb == "there"), log
+                found.append(Event(time, "comes" if sign else "there", name))
+                there.add(name)
+            if color:
+                found.append(Event(time, "turns", name, color))
+                there = there - {name} | {f"{color} {name.split()[1]}"}
+            elif doing in ("stops", "grows", "shrinks"):
+                found.append(Event(time, doing, name))
+            elif doing:
+                found.append(Event(time, "moves", name, doing))
+    return found
+
+
+def answers(told: list[Event]) -> dict[str, str | None]:
+    """What follows from the events alone, for each question that could be asked about them."""
+    comes = [e for e in told if e.verb in ("there", "comes")]
+    order = list(dict.fromkeys(e.name for e in comes))
+    gone = [e.name for e in told if e.verb == "goes"]
+    ways = {e.name: e.detail for e in reversed(told) if e.verb == "moves"}
+    last = {e.name: e.verb for e in told if e.verb in ("moves", "stops")}
+    rests = [name for name, verb in last.items() if verb == "stops" and name not in gone]
+    touches = [e.time for e in told if e.verb == "touch"]
+    found = {
+        "What came first?": order[0],
+        "What came second?": order[1] if order[1:] else None,
+        "What came last?": order[-1],
+        "How many things are there at the start?": str(sum(e.verb == "there" for e in told)),
+        "How many things are there at the end?": str(len(comes) - len(gone)),
+        "How many things were seen altogether?": str(len(order)),
+        "Do they touch?": "yes" if touches else "no",
+        "At what second do they touch?": touches[0] if touches else None,
+        "What stops?": rests[0] if rests else "nothing",
+        "What moves?": next(iter(ways), None),
+        "What stays still?": next((name for name in order if name not in ways), None),
     }
-    starts = sum(t == first for t, _ in comes)
-    gone = sum(e[0] == "-" for _, events in told for e in events)
-    if match := re.fullmatch(rf"Which way does the {NAME} move\?", question):
-        return ways.get(match[1], "it stays")
-    if match := re.fullmatch(rf"How many times does the {NAME} appear\?", question):
-        return str(sum(name == match[1] for _, name in comes))
-    if match := re.fullmatch(rf"At what second does the {NAME} (first |last )?appear\?", question):
-        return [t for t, name in comes if name == match[1]][-1 if match[2] == "last " else 0]
-    if question == "Do they touch?":
-        return "yes" if "touch" in [e for _, events in told for e in events] else "no"
-    if question == "At what second do they touch?":
-        return next(t for t, events in told if "touch" in events)
-    return {
-        "What came first?": order[:1],
-        "What came last?": order[-1:],
-        "How many things are there at the start?": [str(starts)],
-        "How many things are there at the end?": [str(len(comes) - gone)],
-        "How many things were seen altogether?": [str(len(order))],
-    }.get(question, [None])[0]
+    found |= {f"What moves {way}?": name for name, way in ways.items()}
+    found |= {f"What came after the {a}?": b for a, b in zip(order, order[1:], strict=False)}
+    for name in order:
+        times = [e.time for e in comes if e.name == name]
+        found[f"Which way does the {name} move?"] = ways.get(name, "it stays")
+        found[f"How many times does the {name} appear?"] = str(len(times))
+        found[f"At what second does the {name} appear?"] = times[0]
+        found[f"At what second does the {name} first appear?"] = times[0]
+        found[f"At what second does the {name} last appear?"] = times[-1]
+    for change in (e for e in told if e.verb in ("turns", "grows", "shrinks")):
+        color, shape = change.name.split()
+        found["What changes?"] = shape
+        found[f"At what second does the {shape} change?"] = change.time
+        found[f"Does the {shape} change its color or its size?"] = "color" if change.detail else "size"
+        found[f"Does the {shape} grow or shrink?"] = change.verb
+        found[f"What color is the {shape} at first?"] = color
+        found[f"What color does the {shape} turn?"] = change.detail
+    return found
+
+
+def name(thing):
+    return f"{thing.color} {thing.shape}"
+
+
+@pytest.mark.parametrize("frames", [None, 32])
+@pytest.mark.parametrize("kind", KINDS)
+def test_all_questions_are_answered_by_the_log(kind, frames):
+    for seed in range(CASES if frames is None else 20):
+        clip = sample_clip(seed, kind, frames)
+        log = event_log(clip)
+        found = answers(events(log))
+        assert clip.qa
+        for question, expected in clip.qa:
+            assert found.get(question) == expected, (seed, log, question)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_questions_are_answered_by_the_log(kind):
-    solved = 0
-    for seed in range(60):
+def test_what_is_there_at_any_time_follows_from_the_log(kind):
+    for seed in range(CASES):
         clip = sample_clip(seed, kind)
-        log = event_log(clip)
-        for question, expected in clip.qa:
-            if (found := answer(log, question, time_label(clip.times[0]))) is not None:
-                assert found == expected, (seed, log, question)
-                solved += 1
-    assert solved >= (20 if kind == "change" else 50) or kind == "change"
+        told, there = events(event_log(clip)), set()
+        for first, second, time in zip(clip.things[::2], clip.things[1::2], clip.times[::2], strict=True):
+            for event in (e for e in told if e.time == time_label(time)):
+                if event.verb in ("there", "comes"):
+                    there.add(event.name)
+                elif event.verb == "goes":
+                    there.remove(event.name)
+                elif event.verb == "turns":
+                    there = there - {event.name} | {f"{event.detail} {event.name.split()[1]}"}
+            assert there == {name(thing) for thing in (first | second).values()}, (seed, event_log(clip))
 
 
-def test_changes_are_told():
-    told = " ".join(event_log(sample_clip(seed, "change")) for seed in range(40))
-    assert all(word in told for word in ("turns", "grows", "shrinks"))
+@pytest.mark.parametrize("kind", KINDS)
+def test_only_what_a_kind_can_show_is_told(kind):
+    told = Counter(e.verb for seed in range(CASES) for e in events(event_log(sample_clip(seed, kind))))
+    assert set(told) == {
+        "motion": {"there", "moves"},
+        "order": {"there", "comes", "goes"},
+        "count": {"there", "comes", "goes"},
+        "collision": {"there", "goes", "moves", "stops", "touch"},
+        "change": {"there", "turns", "grows", "shrinks"},
+        "blink": {"there", "comes", "goes"},
+    }[kind]
 
 
-def test_times_rise_and_things_go_from_left_to_right():
+@pytest.mark.parametrize("kind", KINDS)
+def test_logs_are_short_and_in_the_order_of_time(kind):
+    for seed in range(CASES):
+        log = event_log(sample_clip(seed, kind))
+        assert log.isascii()
+        assert len(log) <= 24 * LENGTHS[-1], (seed, log)
+        times = [float(entry.split()[0]) for entry in log.split("; ")]
+        assert times == sorted(set(times))
+
+
+def test_what_is_there_at_first_is_told_from_left_to_right():
+    several = 0
     for seed in range(80):
         clip = sample_clip(seed)
-        told = entries(event_log(clip))
-        times = [float(t) for t, _ in told]
-        assert times == sorted(set(times))
-        names = [e for t, events in told[:1] if t == time_label(clip.times[0]) for e in events]
-        xs = {f"{t.color} {t.shape}": t.x for t in clip.things[0].values()}
-        places = [xs[name] for name in (re.match(NAME, e)[1] for e in names) if name in xs]
-        assert places == sorted(places)
+        xs = {name(thing): thing.x for thing in (clip.things[1] | clip.things[0]).values()}
+        told = [e.name for e in events(event_log(clip)) if e.verb == "there"]
+        assert told == sorted(xs, key=xs.get)
+        several += len(told) > 1
+    assert several > 20

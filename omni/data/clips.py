@@ -1,13 +1,12 @@
 """The clip world: short films of coloured shapes with questions about what happens and when.
 
-    seed -> kind -> story: the things of every frame, questions, a line of text -> frames (T, 64, 64, 3), times (T,)
+    seed -> kind -> story: the things of every frame, questions -> frames (T, 64, 64, 3), times (T,)
 
 Frame i is shown at i / fps seconds; fps is drawn from 10 to 1/60, so a clip is a second as well as a quarter of
 an hour seen sparsely. Frames 2k and 2k + 1 form a pair, whose label is the time of frame 2k. What appears, leaves,
 changes or touches does so at the start of a pair, and "when" is asked for the label of that pair.
 
-The text says what happens, in the order of time: `2.0: blue square, circle leaves; 3.0: only green ring`.
-A time stands before what is seen first at it: a name alone appears, `only` means that all others have left.
+What happens is told by :mod:`omni.data.clip_log`, which sees only the things, the times and the second of a touch.
 
 What a guess is worth, with `p` pairs. "When" is one of about `p` throughout. `shuffled` clips are no control for
 what does not depend on order: motion within a pair, whether bodies touch, how many things there are altogether.
@@ -47,7 +46,6 @@ Frame = dict[int, Thing]  # by identity: what is there, whether or not it is who
 LENGTHS = (6, 8, 10, 12, 14, 16)
 FPS = (10, 5, 4, 2, 1, 0.5, 0.2, 0.1, 1 / 30, 1 / 60)  # the label of a pair is a whole tenth of a second
 MAX_FRAMES = 64
-MAX_TEXT = 120  # characters, for up to 16 frames
 MOTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 CLIP_CLASSES = (1 + len(SHAPES), 1 + len(COLORS), 1 + len(MOTIONS))  # shape, colour, motion; 0 is "none"
 STAYS = "it stays"
@@ -75,7 +73,6 @@ class Clip:
     times: np.ndarray
     kind: str
     qa: tuple[QA, ...]
-    text: str
     things: tuple[Frame, ...]
     background: str
     wraps: bool
@@ -83,11 +80,10 @@ class Clip:
 
 @dataclass(frozen=True)
 class Story:
-    """What happens: the things of each frame, questions with answers, and the text."""
+    """What happens: the things of each frame, and questions with answers."""
 
     things: list[Frame]
     qa: list[QA]
-    text: str
     wraps: bool = False
 
 
@@ -110,7 +106,7 @@ def sample_clip(seed: int, kind: str | None = None, frames: int | None = None, s
     things = tuple({who: _scaled(t, size / CANVAS) for who, t in frame.items()} for frame in story.things)
     background = rng.choice(tuple(BACKGROUNDS))
     pictures = add_noise(rng, _film(things, background, size, story.wraps))
-    return Clip(pictures, times, kind, tuple(story.qa), story.text, things, background, story.wraps)
+    return Clip(pictures, times, kind, tuple(story.qa), things, background, story.wraps)
 
 
 def frozen(clip: Clip) -> np.ndarray:
@@ -217,9 +213,8 @@ def _motion(rng: Random, labels: list[str]) -> Story:
         if STAYS in moves:
             still = moves.index(STAYS)
             qa += [("What moves?", named[1 - still]), ("What stays still?", named[still])]
-    said = [f"{t} stays" if way == STAYS else f"{t} moves {way}" for t, way in zip(named, moves, strict=True)]
     things = [dict(enumerate(frame)) for frame in zip(*bodies, strict=True)]
-    return Story(things, qa, f"{labels[0]}: {', '.join(said)}", wraps=True)
+    return Story(things, qa, wraps=True)
 
 
 def _in_lanes(rng: Random, kinds: Sequence[tuple[str, str]], along_x: bool) -> list[Thing]:
@@ -251,15 +246,8 @@ def _order(rng: Random, labels: list[str]) -> Story:
     bodies = scatter(rng, kinds) if count <= 4 else [scatter(rng, [kind])[0] for kind in kinds]
     things = _visible(bodies, [{*range(c, g)} for c, g in zip(comes, goes, strict=True)], pairs)
     named = [full_name(body) for body in bodies]
-    said = []
-    for pair, label in enumerate(labels):
-        only = "only " if manner == "in turn" and pair > comes[0] else ""
-        events = [only + named[who] for who in range(count) if comes[who] == pair]
-        if manner == "some leave":
-            events += [f"{bodies[who].shape} leaves" for who in range(count) if goes[who] == pair]
-        said += [f"{label}: {', '.join(events)}"] if events else []
     qa = [*order_questions(named), *when_questions(named, [labels[pair] for pair in comes])]
-    return Story(things, qa, "; ".join(said))
+    return Story(things, qa)
 
 
 def order_questions(named: Sequence[str]) -> list[QA]:
@@ -290,18 +278,12 @@ def _count(rng: Random, labels: list[str]) -> Story:
         last = pairs if at_end else rng.randint(first + 1, pairs - 1)
         when.append({*range(first, last)})
     bodies = scatter(rng, _kinds(rng, total))
-    said = [f"{labels[0]}: {start} {'thing' if start == 1 else 'things'}"]
-    for pair in range(1, pairs):
-        come = sum(pair in seen and pair - 1 not in seen for seen in when)
-        leave = sum(pair not in seen and pair - 1 in seen for seen in when)
-        events = [f"{n} {verb}" for n, verb in ((come, "more"), (leave, "gone")) if n]
-        said += [f"{labels[pair]}: {', '.join(events)}"] if events else []
     qa = [
         ("How many things are there at the start?", str(start)),
         ("How many things are there at the end?", str(end)),
         ("How many things were seen altogether?", str(total)),
     ]
-    return Story(_visible(bodies, when, pairs), qa, "; ".join(said))
+    return Story(_visible(bodies, when, pairs), qa)
 
 
 def _collision(rng: Random, labels: list[str]) -> Story:
@@ -325,7 +307,7 @@ def _collision(rng: Random, labels: list[str]) -> Story:
     goes = comes if passing else (0.0 if stops == 0 else -speed, 0.0 if stops == 1 or stays else other)
     middle, lane = CANVAS / 2 + rng.uniform(-5, 5), rng.uniform(24, 40)
     aside = rng.choice((-1, 1)) * (sum(faces) + LANES) / 2 if passing else 0.0
-    ways = rng.choice((("right", "left"), ("left", "right"), ("down", "up"), ("up", "down")))
+    way = rng.choice(("right", "left", "down", "up"))  # of the first body
     bodies = []
     for who, side in enumerate((-1, 1)):
         place, edge = middle + side * apart / 2, faces[who] + MARGIN
@@ -336,19 +318,16 @@ def _collision(rng: Random, labels: list[str]) -> Story:
         # They come aslant, so that being beside each other says nothing of passing.
         slope = 0.0 if passing else rng.uniform(-SLANT, SLANT)
         path = [(x, lane + side * aside + slope * (x - place)) for x in along]
-        path = [(CANVAS - x, y) for x, y in path] if ways[0] in ("left", "up") else path
-        places = [(x, y) if ways[0] in ("left", "right") else (y, x) for x, y in path]
+        path = [(CANVAS - x, y) for x, y in path] if way in ("left", "up") else path
+        places = [(x, y) if way in ("left", "right") else (y, x) for x, y in path]
         bodies.append([Thing(*kinds[who], "", x, y, radii[who]) for x, y in places])
     things = [{w: t for w, t in enumerate(frame) if _copies(t, CANVAS, False)} for frame in zip(*bodies, strict=True)]
     named = [full_name(body[0]) for body in bodies]
     told = meet < len(labels) - 2  # later, too little is seen of what follows
-    said = f"{labels[0]}: {named[0]} moves {ways[0]}, {named[1]} {f'moves {ways[1]}' if both else 'stays'}; "
-    said += f"{labels[meet]}: {'touch' if touch else 'no touch'}"
-    said += f", {kinds[stops][0]} stops" if told and stops is not None else ""
     qa = [("Do they touch?", "yes" if touch else "no")]
     qa += [(CONTACT, labels[meet])] if touch else []
     qa += [("What stops?", "nothing" if stops is None else named[stops])] if told else []
-    return Story(things, qa, said)
+    return Story(things, qa)
 
 
 def _approach(place: float, comes: float, goes: float, meet: int, hold: int, edge: float, frames: int) -> list[float]:
@@ -363,20 +342,19 @@ def _change(rng: Random, labels: list[str]) -> Story:
     if rng.random() < 0.5:
         first, *others = scatter(rng, kinds)
         turned = rng.choice([tint for tint in COLORS if all(tint != c for _, c in kinds)])
-        states, what, event = (first, replace(first, color=turned)), "color", f"turns {turned}"
+        states, what = (first, replace(first, color=turned)), "color"
         qa = [(f"What color is the {shape} at first?", color), (f"What color does the {shape} turn?", turned)]
     else:
         large, *others = scatter(rng, kinds, (SIZES["large"], SIZES["small"]))
-        states, what, event = (replace(large, radius=rng.uniform(*SIZES["small"])), large), "size", "grows"
+        states, what, way = (replace(large, radius=rng.uniform(*SIZES["small"])), large), "size", "grows"
         if rng.random() < 0.5:
-            states, event = states[::-1], "shrinks"
-        qa = [(f"Does the {shape} grow or shrink?", event)]
+            states, way = states[::-1], "shrinks"
+        qa = [(f"Does the {shape} grow or shrink?", way)]
     qa += [(f"Does the {shape} change its color or its size?", what)]
     qa += [(f"At what second does the {shape} change?", labels[at])]
     qa += [("What changes?", shape)] if others else []
     things = [dict(enumerate((states[i >= 2 * at], *others))) for i in range(2 * len(labels))]
-    said = ", ".join(" ".join(kind[::-1]) for kind in kinds)
-    return Story(things, qa, f"{labels[0]}: {said}; {labels[at]}: {shape} {event}")
+    return Story(things, qa)
 
 
 def _blink(rng: Random, labels: list[str]) -> Story:
@@ -394,9 +372,7 @@ def _blink(rng: Random, labels: list[str]) -> Story:
         (f"At what second does the {blinking} first appear?", labels[starts[0]]),
         (f"At what second does the {blinking} last appear?", labels[starts[-1]]),
     ]
-    said = "".join(f"{labels[0]}: {full_name(body)}; " for body in bodies[1:])
-    said += f"{blinking} at {', '.join(labels[start] for start in starts)}"
-    return Story(_visible(bodies, [lit, {*range(pairs)}][: len(bodies)], pairs), qa, said)
+    return Story(_visible(bodies, [lit, {*range(pairs)}][: len(bodies)], pairs), qa)
 
 
 def _parts(rng: Random, total: int, count: int) -> list[int]:

@@ -78,7 +78,7 @@ def watch_batch(
 
 
 def listing(things: Sequence[Thing]) -> str:
-    """What a still picture shows, one thing a line with its box, from left to right: what is read aloud where there is no print."""
+    """What a still picture shows, one thing a line with its box, from left to right."""
     ordered = sorted(things, key=lambda thing: box(thing)[0])
     return "\n".join(f"{full_name(thing)} {box_text(box(thing))}" for thing in ordered)
 

@@ -139,7 +139,7 @@ class Omni(nn.Module):
         return [torch.cat(own, dim=-2) for own in tokens]
 
     def _project_all(self, units: Sequence[Features]) -> Iterator[Tensor]:
-        """Tokens of each unit; units of one size go through the projector together, so that its weights are read once."""
+        """Tokens of each unit; those of one size are projected together, so that weights are read once."""
         if self.config.vision.deepstack:
             yield from map(self.projector, units)
             return

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,10 +12,12 @@ from PIL import Image
 import omni
 from omni import cli
 from omni.config import replace
+from omni.evaluation import TASKS
 from omni.families import save
 from omni.families.tiny import TINY
 from omni.model import Omni
 from omni.pipelines.images import read_settings
+from omni.pipelines.reading import Answer
 from omni.tokenizers.bytes import ByteTokenizer
 
 
@@ -240,7 +243,7 @@ def test_info_needs_no_weights(capsys):
 def test_eval_lists_its_tasks_and_reports(capsys, loaded, tmp_path):
     code, out, _ = run(capsys, "eval", "list")
     assert code == 0
-    assert [line.split()[0] for line in out.splitlines() if line[0] != " "] == ["documents", "draw", "text"]
+    assert [line.split()[0] for line in out.splitlines() if line[0] != " "] == list(TASKS)
     assert "options: steps, guidance, shift, eta, solver, upsample" in out
     path = tmp_path / "report.json"
     code, out, _ = run(capsys, "eval", "draw", "--count", "1", "--out", path, "--json")
@@ -274,3 +277,48 @@ def test_bench_passes_its_settings_on(capsys, monkeypatch):
     assert json.loads(out)["rows"][0]["ratio"] == 2.0
     code, out, _ = run(capsys, "bench", "language")
     assert "prefill" in out
+
+
+SAMPLES = Path(__file__).parent.parent / "assets" / "samples"
+
+
+def test_ask_knows_what_a_file_is(capsys, loaded):
+    for name, options in (
+        ("shapes.mp4", ("--max-frames", "4", "--pruning", "0.5", "--start", "1")),
+        ("film.mp4", ("--sound", "--fps", "2")),
+        ("digits.flac", ()),
+        ("chart.png", ("--views", "1")),
+    ):
+        code, out, _ = run(capsys, "ask", SAMPLES / name, "What?", "--max-new-tokens", "2", "--json", *options)
+        assert code == 0
+        (answer,) = json.loads(out)
+        assert answer["question"] == "What?"
+        assert 1 <= answer["tokens"] <= 2
+    for name in ("shapes.mp4", "digits.flac"):
+        code, out, _ = run(capsys, "ask", SAMPLES / name, "--transcribe", "--max-new-tokens", "2")
+        assert code == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "message"),
+    [
+        ("digits.flac", ("--page", "1"), "is a sound; --page cannot be used"),
+        ("shapes.mp4", ("--views", "2"), "is a video; --views cannot be used"),
+        ("chart.png", ("--fps", "2"), "is a document; --fps cannot be used"),
+        ("chart.png", ("--boxes", "x.jpg"), "written as .png"),
+    ],
+)
+def test_options_of_another_medium_are_bad_usage(capsys, loaded, name, option, message):
+    code, _, said = run(capsys, "ask", SAMPLES / name, "What?", *option)
+    assert code == 2
+    assert message in said
+
+
+def test_boxes_are_drawn_and_data(capsys, loaded, monkeypatch, tmp_path):
+    answer = Answer("[100, 200, 500, 600]", (1,), 0.5, 3)
+    monkeypatch.setattr("omni.pipelines.documents.DocumentQA.__call__", lambda self, *a, **k: [answer])
+    path = tmp_path / "boxes.png"
+    code, out, _ = run(capsys, "ask", SAMPLES / "chart.png", "Where?", "--boxes", path, "--json")
+    assert code == 0
+    assert json.loads(out)[0]["boxes"][0]["box"] == [100, 200, 500, 600]
+    assert Image.open(path).size == Image.open(SAMPLES / "chart.png").size

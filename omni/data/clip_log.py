@@ -21,19 +21,20 @@ def event_log(clip: Clip) -> str:
     entries, before = [], {}
     for pair in range(len(clip.things) // 2):
         label = time_label(float(clip.times[2 * pair]))
-        now = _seen(clip.things[2 * pair : 2 * pair + 2], size)
+        now = _seen(clip.things[2 * pair : 2 * pair + 2], size, before)
         events = _events(before, now, first=pair == 0) + (["touch"] if label == contact else [])
         entries += [f"{label} {', '.join(events)}"] if events else []
         before = now
     return "; ".join(entries)
 
 
-def _seen(frames: tuple[Frame, ...], size: int) -> Seen:
-    """What a pair of frames shows, and how it moves between them."""
+def _seen(frames: tuple[Frame, ...], size: int, before: Seen) -> Seen:
+    """What a pair of frames shows, and how it moves between them; as before where it is seen in one of them only."""
     found = {}
     for who in dict.fromkeys(who for frame in frames for who in frame):
         states = [frame[who] for frame in frames if who in frame]
-        found[who] = states[0], motion_class(states[0], states[-1], size)
+        cut = len(states) < len(frames) and who in before
+        found[who] = states[0], before[who][1] if cut else motion_class(states[0], states[-1], size)
     return found
 
 

@@ -33,13 +33,25 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     parser = build_parser()
     try:
-        args = parser.parse_args(argv)
+        args = parse(parser, argv)
     except SystemExit as stop:  # argparse has printed its line
         return int(stop.code or 0)
     if args.command is None:
         parser.print_help(sys.stderr)
         return 2
     return _run(COMMANDS[args.command], args)
+
+
+def parse(parser: Parser, argv: list[str] | None) -> Arguments:
+    """The arguments; KEY=VALUE may also stand behind the options, where argparse alone does not look for them."""
+    args, rest = parser.parse_known_args(argv)
+    late = next((name for name in ("options", "overrides") if hasattr(args, name)), None)
+    if late is not None:
+        getattr(args, late).extend(item for item in rest if "=" in item and not item.startswith("-"))
+        rest = [item for item in rest if "=" not in item or item.startswith("-")]
+    if rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    return args
 
 
 def _run(command: Command, args: Arguments) -> int:

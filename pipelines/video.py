@@ -83,7 +83,8 @@ class VideoQA:
         if unknown:
             raise TypeError(f"VideoQA has no options {unknown}; known: fps, max_frames, pruning, start, stop, sound")
         if read_first is None:
-            read_first = bool(self.model.config.sampling.get("video_read_first", False))
+            name = "film_read_first" if part.get("sound") else "video_read_first"
+            read_first = bool(self.model.config.sampling.get(name, False))
         opened = video if isinstance(video, Video) else _open(video, fps)
         look = {"pruning": pruning, "fps": None if _is_array(video) else fps, "max_frames": max_frames}
         identity = (_identity(video), read_first, repr(look), repr(part))

@@ -252,6 +252,10 @@ def test_eval_lists_its_tasks_and_reports(capsys, loaded, tmp_path):
     assert json.loads(path.read_text()) == json.loads(out)
     code, out, _ = run(capsys, "eval", "draw", "upsample=false", "steps=2", "--count", "1", "--json")
     assert json.loads(out)["settings"] == {"count": 1, "seed": 0, "upsample": False, "steps": 2}
+    code, _, said = run(capsys, "eval", "draw", "--count", "1", "steps=0.5")  # behind an option, and wrong
+    assert code == 2
+    assert "steps is 0.5" in said
+    assert run(capsys, "eval", "draw", "--count", "1", "steps=2", "--colour=red")[0] == 2
 
 
 def test_convert_rewrites_a_folder(capsys, random_tiny, tmp_path):

@@ -71,6 +71,10 @@ TINY = OmniConfig(
         "document_views": 4.0,
         "document_read_first": 1.0,
         "document_together": 0.0,
+        "video_read_first": 1.0,
+        "film_read_first": 1.0,
+        "sound_read_first": 1.0,
+        "sound_window": 5.0,
     },
 )
 

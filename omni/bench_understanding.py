@@ -249,7 +249,7 @@ class Ours:
         return [
             *((pipeline, name, "preparing") for name in ("open_media", "ids_of", "gather", "split")),
             (m.vision, "encode", "tower"),
-            (m.projector, "forward", "projector"),
+            (m.projector, "project", "projector"),
             (m.sound, "forward", "sound encoder"),
             (m.sound_projector, "forward", "projector"),
             (m.context, "forward", "language model"),

@@ -8,9 +8,7 @@
 Further questions about the same document find it read.
 """
 
-import os
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -21,7 +19,7 @@ from torch import Tensor
 from omni.decoders.autoregressive import Row
 from omni.model import Omni
 from omni.pipelines.reading import TOLD_TOKENS as READ_TOKENS
-from omni.pipelines.reading import Answer, Reading, check_questions, ends_of, greedy, to_text
+from omni.pipelines.reading import Answer, Reading, check_questions, ends_of, greedy, identity, to_text
 from omni.pipelines.views import check_views, default_views
 from omni.tokenizers.image import open_document
 from omni.tokenizers.prompts import NOT_ANSWERABLE
@@ -114,9 +112,9 @@ class DocumentQA:
 
     def _remember(self, document: Any) -> None:
         """Forget the readings of another document."""
-        identity = _identity(document)
-        if identity is None or identity != self._known:
-            self._known, self._readings = identity, {}
+        known = identity(document)
+        if known is None or known != self._known:
+            self._known, self._readings = known, {}
 
     def _page(self, number: int, picture: Image.Image, views: int, read_first: bool = False) -> Reading:
         """The reading of one page."""
@@ -192,14 +190,6 @@ def reads_together(model: Omni) -> bool:
 
 def _image(picture: Image.Image) -> dict[str, Any]:
     return {"type": "image", "image": picture}
-
-
-def _identity(document: Any) -> Any:
-    """What stays the same as long as a document does; None where that cannot be told."""
-    if isinstance(document, (str, Path)) and os.path.isfile(document):
-        stat = os.stat(document)
-        return str(document), stat.st_mtime_ns, stat.st_size
-    return document if isinstance(document, bytes) else None
 
 
 __all__ = ["READ_TOKENS", "TRANSCRIBE", "Answer", "DocumentQA", "reads_first", "to_text"]

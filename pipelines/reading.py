@@ -5,12 +5,16 @@ parts of a message ──> prompt up to the question, read once ──> cache
 each question ──> copy of that cache ──> answer and its confidence
 """
 
+import hashlib
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor
@@ -180,6 +184,22 @@ def answer_of(events: list[Event], pages: tuple[int, ...] = ()) -> Answer:
 def to_text(events: list[Event]) -> str:
     """What one row said."""
     return "".join(event.text for event in events).strip()
+
+
+def identity(source: Any) -> Any:
+    """What stays the same as long as a document or video does; None where that cannot be told.
+
+    A file is known by its name, time and size; pictures and bytes by their content; a list by its items.
+    """
+    if isinstance(source, (str, Path)) and os.path.isfile(source):
+        stat = os.stat(source)
+        return str(source), stat.st_mtime_ns, stat.st_size
+    if isinstance(source, (list, tuple)):
+        items = tuple(identity(item) for item in source)
+        return None if None in items else items
+    if isinstance(source, Image.Image):
+        return source.mode, source.size, hashlib.blake2b(source.tobytes()).digest()
+    return hashlib.blake2b(source).digest() if isinstance(source, bytes) else None
 
 
 def check_questions(questions: Sequence[str]) -> None:

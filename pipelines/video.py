@@ -6,13 +6,11 @@
 An hour of video takes no more memory than the frames of its plan. ``start`` and ``stop`` look at a part of it.
 """
 
-import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from omni.model import Omni
-from omni.pipelines.reading import Answer, Reading, check_questions
+from omni.pipelines.reading import Answer, Reading, check_questions, identity
 from omni.tokenizers.video import Video, open_video
 
 DESCRIBE = "What happens?"
@@ -87,13 +85,15 @@ class VideoQA:
             read_first = bool(self.model.config.sampling.get(name, False))
         opened = video if isinstance(video, Video) else _open(video, fps)
         look = {"pruning": pruning, "fps": None if _is_array(video) else fps, "max_frames": max_frames}
-        identity = (_identity(video), read_first, repr(look), repr(part))
-        if self._reading is None or identity[0] is None or identity != self._known:
+        track = part.get("sound")
+        heard = bool(track) if track is None or isinstance(track, bool) else identity(track)
+        known = (identity(video), heard, read_first, repr(look), part.get("start"), part.get("stop"))
+        if self._reading is None or None in known[:2] or known != self._known:
             self._reading = None  # frees the last one before the next is read
             own = part.get("sound")
             content = {"type": "video", "video": opened, **part, **({"sound": video} if own is True else {})}
             tell = _tell(part) if read_first else None
-            self._reading, self._known = Reading(self.model, [content], tell, **look), identity
+            self._reading, self._known = Reading(self.model, [content], tell, **look), known
         return self._reading
 
 
@@ -107,11 +107,3 @@ def _is_array(video: Any) -> bool:
 
 def _open(video: Any, fps: float | None) -> Video:
     return open_video(video, fps=fps) if _is_array(video) else open_video(video)
-
-
-def _identity(video: Any) -> Any:
-    """What stays the same as long as a video does; None where that cannot be told."""
-    if isinstance(video, (str, Path)) and os.path.isfile(video):
-        stat = os.stat(video)
-        return str(video), stat.st_mtime_ns, stat.st_size
-    return video if isinstance(video, bytes) else None

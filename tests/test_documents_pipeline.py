@@ -79,6 +79,19 @@ def test_a_page_is_encoded_once_however_many_questions(reader, monkeypatch):
     assert seen == [1, 1]  # two pages
 
 
+def test_pages_stay_read_for_later_calls(reader, monkeypatch):
+    seen = []
+    see = type(reader.model).see_all
+    monkeypatch.setattr(
+        type(reader.model), "see_all", lambda self, pixels: seen.append(len(pixels)) or see(self, pixels)
+    )
+    for question in QUESTIONS:
+        reader([page(11), page(12)], question, max_new_tokens=1)  # equal pictures, not the same objects
+    assert seen == [1, 1]
+    reader([page(11), page(13)], QUESTIONS[0], max_new_tokens=1)
+    assert seen == [1, 1, 1, 1]
+
+
 def test_the_answer_comes_from_the_surest_page(reader):
     pages = [page(seed) for seed in (1, 2, 3)]
     best = reader(pages, QUESTIONS[0], max_new_tokens=4)
@@ -125,6 +138,7 @@ def test_a_page_without_text_can_be_read_first(reader, monkeypatch):
 
 
 def test_the_checkpoint_says_whether_pages_are_read_first(reader, monkeypatch):
+    reader = DocumentQA(reader.model)  # which has read nothing yet
     monkeypatch.setattr("omni.pipelines.reading.TOLD_TOKENS", 3)
     told = []
     monkeypatch.setattr(
@@ -175,6 +189,7 @@ def test_the_first_look_is_the_page_and_the_others_are_moved(reader):
 
 
 def test_the_checkpoint_says_how_many_views(reader, monkeypatch):
+    reader = DocumentQA(reader.model)  # which has read nothing yet
     monkeypatch.setitem(reader.model.config.sampling, "document_views", 2.0)
     rows = []
     see = type(reader.model).see_all

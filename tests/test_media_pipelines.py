@@ -103,6 +103,18 @@ def test_sound_goes_with_its_video(model, clip, tmp_path):
     assert given.prompt_tokens - watcher.read(clip, fps=4.0).prompt_tokens == 25
 
 
+def test_another_recording_is_another_reading(model, clip, tmp_path):
+    """Also where both are as long and begin and end alike."""
+    write_video(tmp_path / "x.mp4", clip, fps=4)
+    first = sound(2.0)
+    second = Waveform(first.samples.clone(), 16_000)
+    second.samples[16_000:20_000] = 0
+    watcher = VideoQA(model)
+    readings = [watcher.read(tmp_path / "x.mp4", sound=track) for track in (first, second)]
+    heard = [reading.media[0].sounds[0] for reading in readings]
+    assert not torch.equal(*heard)
+
+
 def test_scores_are_log_probabilities_of_whole_answers(model, clip):
     reading = VideoQA(model).read(clip, fps=4.0)
     first, second = reading.score(QUESTIONS[0], ["1", "12"])

@@ -29,9 +29,12 @@ NS_STEPS = 5
 
 
 def orthogonalise(stack: Tensor) -> Tensor:
-    """(k, rows, columns) -> the same, with the singular values of each matrix brought close to one; bfloat16."""
+    """(k, rows, columns) -> the same, with the singular values of each matrix brought close to one.
+
+    In bfloat16, which is enough for it, but in float32 on a CPU: few of them multiply bfloat16, the others emulate it.
+    """
     tall = stack.shape[1] > stack.shape[2]
-    x = stack.to(torch.bfloat16)
+    x = stack.to(torch.float32 if stack.device.type == "cpu" else torch.bfloat16)
     x = x.mT if tall else x
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
     a, b, c = COEFFICIENTS

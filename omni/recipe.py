@@ -51,6 +51,7 @@ class ReadPlan:
     talk: bool = True  # False: only name the glyphs under each patch
     weight: float = 1.0
     cell_weight: float = 0.3  # of naming the characters within each token's square
+    label_weight: float = 0.0  # of naming the row and the values at the token of what names them
     glyph_weight: float = 1.0  # 0: the vision encoder stays as it is
     every: int = 1  # steps between batches of this kind
 

@@ -31,6 +31,7 @@ from omni.data.batches import (
     CELL_SLOTS,
     GLYPH_CLASSES,
     GLYPH_SLOTS,
+    LABEL_SLOTS,
     THING_CLASSES,
     DrawBatch,
     Encoding,
@@ -40,10 +41,12 @@ from omni.data.batches import (
     read_batch,
     talk_batch,
 )
+from omni.data.clip_log import EVENT_CLASSES
 from omni.data.clips import CLIP_CLASSES
 from omni.data.documents import SIZES
 from omni.data.senses import SENSES as SENSE_BATCHES
 from omni.data.senses import SenseBatch
+from omni.data.sights import BOX_BINS, SIGHT_CLASSES
 from omni.data.sounds import UNITS
 from omni.decoders.flow import interpolate, sample_times
 from omni.encoders.reduction import retention_mask
@@ -55,6 +58,8 @@ from omni.recipe import SENSES, DrawPlan, ReadPlan, Recipe, SensePlan, TalkPlan,
 from omni.tokenizers.bytes import ByteTokenizer
 from omni.tokenizers.latent import PixelCodec
 
+SHOWN_CLASSES = (*CLIP_CLASSES, *[BOX_BINS] * 4, *EVENT_CLASSES)  # of what one token shows, and of what happens there
+HEARD_CLASSES = (1 + len(UNITS), *SIGHT_CLASSES)  # of what sounds at one token, and of what is shown meanwhile
 PRUNING = 0.8  # highest rate at which videos are pruned
 CODEC_SCENES = 2000
 """Training scenes that the linear codec is fitted on, before the first step."""
@@ -135,10 +140,15 @@ class OmniTraining(L.LightningModule):
         self.cell_heads = nn.ModuleList(  # what the projector says, and what the context tower makes of it
             nn.Linear(model.config.context.d_model, CELL_SLOTS * GLYPH_CLASSES) for _ in range(2)
         )
+        self.label_heads = nn.ModuleList(
+            nn.Linear(model.config.context.d_model, LABEL_SLOTS * GLYPH_CLASSES) for _ in range(2)
+        )
         noisy = model.config.denoiser.d_model if model.config.denoiser else 1
         self.thing_head = nn.Linear(noisy, sum(THING_CLASSES))
-        self.clip_head = nn.Linear(model.config.context.d_model, sum(CLIP_CLASSES))
-        self.sound_head = nn.Linear(model.config.context.d_model, 1 + len(UNITS))
+        self.clip_heads, self.sound_heads = (  # before and after the context tower too
+            nn.ModuleList(nn.Linear(model.config.context.d_model, sum(classes)) for _ in range(2))
+            for classes in (SHOWN_CLASSES, HEARD_CLASSES)
+        )
         self.ema = Average(model, recipe.ema)
         for part in self._frozen():
             part.requires_grad_(False)
@@ -172,6 +182,11 @@ class OmniTraining(L.LightningModule):
         for name, head, states in zip(("cell", "cell_read"), self.cell_heads, (tokens, seen), strict=True):
             named = head(states).unflatten(-1, (CELL_SLOTS, GLYPH_CLASSES))
             parts[name] = (plan.cell_weight, losses.glyphs(named, batch.cells))
+        own = batch.labelled[..., 0] != losses.IGNORED
+        if plan.label_weight and bool(own.any()):
+            for name, head, states in zip(("label", "label_read"), self.label_heads, (tokens, seen), strict=True):
+                named = head(states[own]).unflatten(-1, (LABEL_SLOTS, GLYPH_CLASSES))
+                parts[name] = (plan.label_weight, losses.glyphs(named, batch.labelled[own]))
         return parts | {"read": (plan.weight, losses.next_token(self.model.predict(hidden), batch.labels))}
 
     def draw_losses(self, plan: DrawPlan, batch: DrawBatch) -> dict[str, tuple[float, Tensor]]:
@@ -205,31 +220,58 @@ class OmniTraining(L.LightningModule):
         return {"talk": (plan.weight, losses.next_token(self.model.predict(hidden), batch.labels))}
 
     def sense_losses(self, kind: str, plan: SensePlan, batch: SenseBatch) -> dict[str, tuple[float, Tensor]]:
-        """Next tokens of the answers, and the classes of what each token shows or of what is heard at it."""
-        ids, labels, parts = batch.input_ids, batch.labels, {}
-        inputs, seen, heard = Inputs(ids), None, None
+        """Next tokens of the answers; what each token shows or sounds like, before and after the context is read.
+
+        What a token says of the tokens before it, such as that a thing has just come, is asked after the context only.
+        """
+        ids, labels, special = batch.input_ids, batch.labels, self.model.config.special_tokens
+        inputs, seen, heard, named = Inputs(ids), None, None, []
         if batch.frames is not None:
             tokens = self._see(batch.frames)  # (b, units, tokens, d)
-            if batch.shown is not None:
-                named = self.clip_head(tokens).split(CLIP_CLASSES, dim=-1)
-                told = sum(losses.balanced(*pair) for pair in zip(named, batch.shown.unbind(-1), strict=True))
-                parts[f"{kind}_shown"] = (plan.named_weight, told)
-            pixels = tuple(f if len(f) > 1 else f[0] for f in batch.frames)
             kept = torch.ones(tokens.shape[:-1], dtype=torch.bool, device=ids.device)
             if tokens.shape[1] > 1 and float(torch.rand(())) < plan.pruned:
                 rate = PRUNING * float(torch.rand(()))
                 kept = torch.stack([retention_mask(row.detach(), rate) for row in tokens])
                 ids, labels = self._without(ids, labels, kept)
             seen = [row[own] for row, own in zip(tokens, kept, strict=True)]
+            pixels = tuple(f if len(f) > 1 else f[0] for f in batch.frames)
             inputs = replace(inputs, input_ids=ids, pixels=pixels, kept=tuple(kept) if tokens.shape[1] > 1 else ())
+            place = (ids == special["video"]) | (ids == special["image"])
+            named.append(("shown", self.clip_heads, tokens[kept], place, self.shown_loss, batch, kept))
         if batch.sounds is not None:
             states = self.model.sound_projector(self.model.sound(batch.sounds, batch.lengths))
-            parts[f"{kind}_heard"] = (plan.named_weight, losses.balanced(self.sound_head(states), batch.heard))
             clips = tuple(row[:n] for row, n in zip(batch.sounds, batch.lengths.tolist(), strict=True))
             heard = [row[: self.model.sound.tokens_of(len(c))] for row, c in zip(states, clips, strict=True)]
             inputs = replace(inputs, sounds=clips)
+            own = batch.heard != losses.IGNORED
+            named.append(
+                ("heard", self.sound_heads, torch.cat(heard), ids == special["sound"], self.heard_loss, batch, own)
+            )
         hidden = self.model.read(inputs, seen=seen, heard=heard)
+        parts = {}
+        for name, heads, states, place, loss, *given in named:
+            parts[f"{kind}_{name}"] = (plan.named_weight, loss(heads[0](states), *given, before=True))
+            parts[f"{kind}_{name}_read"] = (plan.named_weight, loss(heads[1](hidden[place]), *given, before=False))
         return parts | {kind: (plan.weight, losses.next_token(self.model.predict(hidden), labels))}
+
+    def shown_loss(self, logits: Tensor, batch: SenseBatch, kept: Tensor, before: bool) -> Tensor:
+        """Of logits (kept tokens, classes): what each token shows, where that is, and what happens there."""
+        columns = logits.split(SHOWN_CLASSES, dim=-1)
+        things, boxes, events = columns[:3], columns[3:7], columns[7:]
+        total = sum(losses.balanced(*pair) for pair in zip(things, batch.shown[kept].unbind(-1), strict=True))
+        if batch.boxes is not None:
+            total = total + sum(losses.glyphs(*p) for p in zip(boxes, batch.boxes[kept].unbind(-1), strict=True)) / 4
+        if batch.events is not None and not before:
+            total = total + sum(losses.balanced(*p) for p in zip(events, batch.events[kept].unbind(-1), strict=True))
+        return total
+
+    def heard_loss(self, logits: Tensor, batch: SenseBatch, own: Tensor, before: bool) -> Tensor:
+        """Of logits (tokens, classes): what is heard at each token and, after the context, what is shown meanwhile."""
+        heard, *screen = logits.split(HEARD_CLASSES, dim=-1)
+        total = losses.balanced(heard, batch.heard[own])
+        if batch.screen is not None and not before:
+            total = total + sum(losses.balanced(*p) for p in zip(screen, batch.screen[own].unbind(-1), strict=True))
+        return total
 
     def _without(self, ids: Tensor, labels: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
         """Rows (b, n) without the placeholders of what was pruned: as many in every row."""

@@ -12,6 +12,7 @@ from omni.data.batches import (
     THING_CLASSES,
     Encoding,
     draw_batch,
+    label_targets,
     misread,
     read_batch,
     talk_batch,
@@ -45,6 +46,23 @@ def test_each_square_tells_the_thing_that_covers_it():
     assert (named[around] == 2).all()
     assert (colour[around] == 1 + list(COLORS).index("red")).all()
     assert not named[~(inside | around)].any()
+
+
+def test_labels_tell_their_row_and_values():
+    told = 0
+    for seed in range(40):
+        document = sample_document(1_000_000 + seed, "chart")
+        targets = label_targets(document, 16)
+        rows = document.text.split("\n")[-len(document.labels) :]
+        for i, (label, line) in enumerate(zip(document.labels, rows, strict=True)):
+            name = "".join(g.char for g in document.glyphs[label.start : label.stop])
+            assert line.replace(" ", "").startswith(name)
+            assert line.endswith(" ".join(label.values))
+            own = [row for row in targets.tolist() if row[0] == ord(str(i)) - 32]
+            said = "".join(chr(c + 32) for c in own[0][1:]) if own else ""
+            assert not own or said == "".join(f"{v[:4]:4}" for v in (*label.values, "")[:2])
+            told += bool(own)
+    assert told > 100
 
 
 def test_things_to_be_counted_are_all_the_first():

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import pytest
 
-from omni.data.clip_log import event_log
+from omni.data.clip_log import EVENT_CLASSES, VERBS, event_log, event_targets
 from omni.data.clips import KINDS, sample_clip, time_label
 
 CASES = 100
@@ -165,12 +165,35 @@ def test_logs_are_short_and_in_the_order_of_time(kind):
         assert times == sorted(set(times))
 
 
-def test_what_is_there_at_first_is_told_from_left_to_right():
+def test_what_is_there_at_first_is_told_as_a_page_is_read():
+    """In four rows of 16 pixels, each from left to right."""
     several = 0
     for clip in (clip for kind in KINDS for clip in logged(kind)):
         first, second = clip.pairs[0]
-        xs = {name(thing): thing.x for thing in (second | first).values()}
+        places = {name(thing): (min(max(thing.y // 16, 0), 3), thing.x) for thing in (second | first).values()}
         told = [event.name for event in events(clip.log) if event.verb == "there"]
-        assert told == sorted(xs, key=xs.get)
+        assert told == sorted(places, key=places.get)
         several += len(told) > 1
     assert several > CASES
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_events_stand_at_the_squares_of_their_things(kind):
+    verbs = {1 + i: verb for i, verb in enumerate(VERBS)}
+    for seed in range(10):
+        clip = sample_clip(seed, kind)
+        targets, told = event_targets(clip, 16), events(event_log(clip))
+        assert targets.shape == (len(clip.frames) // 2, 16, len(EVENT_CLASSES))
+        assert (targets.max((0, 1)) < EVENT_CLASSES).all()
+        labels = [time_label(float(t)) for t in clip.times[::2]]
+        for pair, label in enumerate(labels):
+            shown = clip.things[2 * pair : 2 * pair + 2]
+            seen = {who: thing for frame in reversed(shown) for who, thing in frame.items()}
+            squares = {int(min(max(t.y, 0), 63)) // 16 * 4 + int(min(max(t.x, 0), 63)) // 16 for t in seen.values()}
+            assert set(targets[pair, :, 0].nonzero()[0]) == squares
+            marked = [verbs[c] for c in targets[pair, :, 1] if c]
+            wanted = ["moves" if e.verb == "moves" else e.verb for e in told if e.time == label and e.verb != "touch"]
+            # What comes in motion is told once and read as two events; what shares a square is marked once.
+            assert set(marked) <= set(wanted), (marked, wanted)
+            assert bool(wanted) == bool(marked)
+            assert bool(targets[pair, :, 2].any()) == any(e.time == label and e.verb == "touch" for e in told)

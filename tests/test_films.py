@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from omni.data import TRAIN_SEEDS
-from omni.data.films import KINDS, Film, sample_film
-from omni.data.scenes import detect
+from omni.data.films import KINDS, Film, sample_film, screen_targets
+from omni.data.scenes import COLORS, SHAPES, detect
 from omni.data.sounds import DIGITS, NOISES, UNITS, silence, sound_targets
 from omni.data.speech import HELD_OUT_VOICES, SAMPLE_RATE, TRAIN_VOICES
 
@@ -181,6 +181,25 @@ def test_targets_and_silence_take_films():
     film = sample_film(TRAIN, "noises")
     assert {UNITS[target - 1] for target in sound_targets(film, 63) if target} == {e.unit for e in film.events}
     assert silence(film).shape == film.samples.shape
+
+
+def test_what_is_shown_is_known_at_every_token_of_the_sound():
+    for film in films("noises")[:8]:
+        tokens = int(len(film.samples) / SAMPLE_RATE / 0.08)
+        shown = screen_targets(film, tokens)
+        assert shown.shape == (tokens, 2)
+        for i, (shape, color) in enumerate(shown.tolist()):
+            (part,) = [p for p in film.parts if p.start <= (i + 0.5) * 0.08 < p.end]
+            assert part.thing == f"{tuple(COLORS)[color - 1]} {SHAPES[shape - 1]}"
+
+
+def test_the_things_of_each_frame_are_what_it_shows():
+    for film in films("noises")[:8]:
+        for frame, shown in zip(film.frames, film.things, strict=True):
+            (thing,), (found,) = shown.values(), detect(frame).things
+            assert (thing.color, thing.shape) == (found.color, found.shape)
+            assert abs(thing.x - found.x) < 2
+            assert abs(thing.y - found.y) < 2
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,17 @@ import numpy as np
 import pytest
 
 from omni.data.scenes import COLORS, RELATIONS, SHAPES, Thing, detect, render
-from omni.data.sights import SIGHT_CLASSES, Sight, box, box_text, sample_sight, sight_targets
+from omni.data.sights import (
+    BOX_BINS,
+    BOX_STEP,
+    SIGHT_CLASSES,
+    Sight,
+    box,
+    box_targets,
+    box_text,
+    sample_sight,
+    sight_targets,
+)
 
 CASES = 400
 
@@ -145,6 +155,14 @@ def test_targets_agree_with_the_things(sights):
         rows = {tuple(row) for row in sight_targets(sight, 8).tolist()} - {(0, 0)}
         assert rows == {(1 + SHAPES.index(t.shape), 1 + list(COLORS).index(t.color)) for t in sight.things}
         assert all(shape < SIGHT_CLASSES[0] and color < SIGHT_CLASSES[1] for shape, color in rows)
+
+
+def test_boxes_stand_at_the_centres(sights):
+    for sight in sights[:40]:
+        targets = box_targets(sight, 8)
+        known = {int(t.y) // 8 * 8 + int(t.x) // 8: [at // BOX_STEP for at in box(t)] for t in sight.things}
+        assert {i: row for i, row in enumerate(targets.tolist()) if row[0] != -100} == known
+        assert targets.max() < BOX_BINS
 
 
 def test_bad_input_is_named():

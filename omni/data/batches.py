@@ -24,6 +24,8 @@ from omni.tokenizers.prompts import UPSAMPLE, caption_ids
 IGNORED = -100
 GLYPH_SLOTS = 2  # characters that a patch can name: one centred in its left half, one in its right half
 GLYPH_CLASSES = 96  # 0 is "no character", then printable ASCII from "!"
+VALUE_SLOTS = 4  # characters of each of the two first values that a label names
+LABEL_SLOTS = 1 + 2 * VALUE_SLOTS  # the number of its row, and those
 CELL_SLOTS = 5  # characters centred within one token's square, in reading order
 # Of a latent token: which thing it shows, its shape and its colour; 0 is "none".
 THING_CLASSES = (1 + max(FREE_RADIUS), 1 + len(SHAPES), 1 + len(COLORS))
@@ -47,6 +49,7 @@ class ReadBatch(Batch):
     pixels: Tensor  # (b, 3, H, W) in [0, 1], one size a batch
     glyphs: Tensor  # (b, patches, GLYPH_SLOTS) classes
     cells: Tensor  # (b, tokens, CELL_SLOTS) classes
+    labelled: Tensor  # (b, tokens, LABEL_SLOTS) classes; IGNORED where no label stands
     input_ids: Tensor | None  # (b, n) right-padded; None: glyphs only
     labels: Tensor | None  # (b, n) next tokens; IGNORED outside the answers
 
@@ -111,6 +114,20 @@ def cell_targets(document: Document, side: int) -> np.ndarray:
     return targets
 
 
+def label_targets(document: Document, side: int) -> np.ndarray:
+    """(tokens, LABEL_SLOTS) of the first label within each square of pixels: its row, as a digit, and its values."""
+    height, width = document.image.shape[:2]
+    columns = width // side
+    targets = np.full((height // side * columns, LABEL_SLOTS), IGNORED, dtype=np.int64)
+    for row, label in reversed(list(enumerate(document.labels[:10]))):
+        said = [str(row), *(value[:VALUE_SLOTS].ljust(VALUE_SLOTS) for value in (*label.values, "")[:2])]
+        classes = [0 if char == " " else ord(char) - 32 for char in "".join(said).ljust(LABEL_SLOTS)]
+        for _, x, y in document.glyphs[label.start : label.stop]:
+            if 0 <= x < width and 0 <= y < height:
+                targets[int(y) // side * columns + int(x) // side] = classes
+    return targets
+
+
 def read_batch(
     seed: int,
     size: int,
@@ -139,8 +156,9 @@ def read_batch(
     pixels = to_pixels([d.image for d in documents])
     glyphs = torch.from_numpy(np.stack([glyph_targets(d, encoding.patch) for d in documents]))
     cells = torch.from_numpy(np.stack([cell_targets(d, encoding.token_pixels) for d in documents]))
+    labelled = torch.from_numpy(np.stack([label_targets(d, encoding.token_pixels) for d in documents]))
     if not talk:
-        return ReadBatch(pixels, glyphs, cells, None, None)
+        return ReadBatch(pixels, glyphs, cells, labelled, None, None)
     tokens = shape[0] * shape[1] // encoding.token_pixels**2
     documents = [_with_foreign(d, documents[i - 1], rng, foreign) for i, d in enumerate(documents)]
     rows = [
@@ -150,7 +168,7 @@ def read_batch(
         for d in documents
     ]
     input_ids, labels = pad_answers(rows, encoding.special["pad"])
-    return ReadBatch(pixels, glyphs, cells, input_ids, labels)
+    return ReadBatch(pixels, glyphs, cells, labelled, input_ids, labels)
 
 
 def _with_foreign(document: Document, other: Document, rng: Random, share: float) -> Document:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from omni.data import vocabulary as words
 from omni.data.document_questions import Questions
-from omni.data.page import Page
+from omni.data.page import Label, Page
 
 
 class Mark(NamedTuple):
@@ -74,7 +74,9 @@ def close(page: Page, questions: Questions, table: Table, mark: Mark, colors: li
     columns = range(len(table.series))
     page.lines += [table.axis] if table.axis else []
     page.lines += [" ".join(table.series)] if len(columns) > 1 else []
-    page.lines += [" ".join((name, *(table.shown(i, j) for j in columns))) for i, name in enumerate(table.names)]
+    rows = [(name, tuple(table.shown(i, j) for j in columns)) for i, name in enumerate(table.names)]
+    page.lines += [" ".join((name, *values)) for name, values in rows]
+    page.labels += [_label(page, name, values) for name, values in rows]
     if table.axis:
         questions.ask(("What is the label of the axis?", "What does the axis show?"), table.axis)
     plural = "categories" if len(columns) > 1 and not table.scattered else f"{mark.noun}s"
@@ -85,6 +87,12 @@ def close(page: Page, questions: Questions, table: Table, mark: Mark, colors: li
     else:
         _ask_double(questions, table, mark)
     _check(questions, table, mark)
+
+
+def _label(page: Page, name: str, values: tuple[str, ...]) -> Label:
+    """Where the name stands: for itself, or in a legend before its value."""
+    start = next(at for text, at in page.placed.items() if text == name or text == " ".join((name, *values)))
+    return Label(start, start + len(name.replace(" ", "")), values)
 
 
 def _extremes(table: Table, j: int, mark: Mark) -> list[tuple[tuple[str, ...], str, int]]:

@@ -368,6 +368,7 @@ def _put(
         half = page.style.size / 2 - 1
         _fill(page, Box(left - 1, y - half, left + wide + 1, y + half), page.style.paper)
     page.top = y - page.style.pitch / 2
+    page.placed[text] = len(page.glyphs)
     page.row(Cell(text, left), ink=ink)
     page.lines.pop()
     page.top = top

@@ -2,30 +2,86 @@
 
     "0.0 red circle right, blue square; 2.0 +green ring; 4.0 -red circle, touch; 6.0 blue square turns red"
 
-Each entry follows from what is seen around its time, from left to right, so it can be told without knowing what kind
-of clip it is; questions are then answered from the log.
+Each entry follows from what is seen around its time, told as a page is read: in rows of a quarter of the picture, each
+from left to right. So it can be told without knowing what kind of clip it is, token by token; questions are then
+answered from the log. What happens at each token is also a training target of its own.
 """
 
+from typing import NamedTuple
+
+import numpy as np
+
 from omni.data.clips import CONTACT, MOTIONS, Clip, Frame, Thing, full_name, motion_class, time_label
+from omni.data.sights import cell_of, squares
 
 GROWTH = 1.2  # ratio of radii between which nothing grew or shrank
 STANDS = 0  # motion class of what does not move
+VERBS = ("there", "comes", "goes", "turns", "grows", "shrinks", "stops", "moves")
+EVENT_CLASSES = (2, 1 + len(VERBS), 2)  # of a token: a thing's centre, what happens to it, whether it touches another
 
 Seen = dict[int, tuple[Thing, int]]  # identity -> thing and its motion class
 
 
+class Event(NamedTuple):
+    """One change: to which thing, where that is (or was), and how it is told."""
+
+    verb: str  # one of VERBS
+    thing: Thing
+    text: str
+
+
+class Moment(NamedTuple):
+    """A pair of frames: its events in the order of telling, what is there, and whether two bodies touch."""
+
+    label: str
+    events: list[Event]
+    there: list[Thing]
+    touch: bool
+
+
 def event_log(clip: Clip) -> str:
     """The log of a clip; entries without an event are left out."""
+    entries = []
+    for moment in moments(clip):
+        told = [event.text for event in moment.events] + ["touch"] * moment.touch
+        entries += [f"{moment.label} {', '.join(told)}"] if told else []
+    return "; ".join(entries)
+
+
+def moments(clip: Clip) -> list[Moment]:
+    """What each pair of frames brings."""
     size = clip.frames.shape[1]
     contact = dict(clip.qa).get(CONTACT)
-    entries, before = [], {}
+    found, before = [], {}
     for pair in range(len(clip.things) // 2):
         label = time_label(float(clip.times[2 * pair]))
         now = _seen(clip.things[2 * pair : 2 * pair + 2], size, before)
-        events = _events(before, now, first=pair == 0) + (["touch"] if label == contact else [])
-        entries += [f"{label} {', '.join(events)}"] if events else []
+        events = sorted(_events(before, now, first=pair == 0), key=lambda event: cell_of(event.thing, size))
+        found.append(Moment(label, events, [thing for thing, _ in now.values()], label == contact))
         before = now
-    return "; ".join(entries)
+    return found
+
+
+def event_targets(clip: Clip, side: int) -> np.ndarray:
+    """(pairs, tokens, 3) classes, as in ``EVENT_CLASSES``, at the squares of `side` pixels that hold things' centres.
+
+    What goes is marked where it was. Two things whose centres share a square are one.
+    """
+    size = clip.frames.shape[1]
+    told = moments(clip)
+    targets = np.zeros((len(told), squares(size, side), len(EVENT_CLASSES)), dtype=np.int64)
+    for target, moment in zip(targets, told, strict=True):
+        for thing in moment.there:
+            target[_square(thing, side, size), 0] = 1
+            target[_square(thing, side, size), 2] = moment.touch
+        for event in moment.events:
+            target[_square(event.thing, side, size), 1] = 1 + VERBS.index(event.verb)
+    return targets
+
+
+def _square(thing: Thing, side: int, size: int) -> int:
+    row, column = (min(max(int(at), 0), size - 1) // side for at in (thing.y, thing.x))
+    return row * (size // side) + column
 
 
 def _seen(frames: tuple[Frame, ...], size: int, before: Seen) -> Seen:
@@ -38,15 +94,16 @@ def _seen(frames: tuple[Frame, ...], size: int, before: Seen) -> Seen:
     return found
 
 
-def _events(before: Seen, now: Seen, first: bool) -> list[str]:
-    """What is new, gone or otherwise, from left to right."""
-    everything = {**before, **now}
-    events: list[str] = []
-    for who in sorted(everything, key=lambda who: (everything[who][0].x, who)):
+def _events(before: Seen, now: Seen, first: bool) -> list[Event]:
+    """What is new, gone or otherwise."""
+    events: list[Event] = []
+    for who in {**before, **now}:
         if who not in now:
-            events.append(f"-{full_name(before[who][0])}")
+            thing = before[who][0]
+            events.append(Event("goes", thing, f"-{full_name(thing)}"))
         elif who not in before:
-            events.append(("" if first else "+") + _moving(*now[who]))
+            verb, sign = ("there", "") if first else ("comes", "+")
+            events.append(Event(verb, now[who][0], sign + _moving(*now[who])))
         else:
             events += _changes(before[who], now[who])
     return events
@@ -56,13 +113,15 @@ def _moving(thing: Thing, motion: int) -> str:
     return full_name(thing) + (f" {tuple(MOTIONS)[motion - 1]}" if motion != STANDS else "")
 
 
-def _changes(before: tuple[Thing, int], now: tuple[Thing, int]) -> list[str]:
+def _changes(before: tuple[Thing, int], now: tuple[Thing, int]) -> list[Event]:
     (old, was), (new, moves) = before, now
     name, found = full_name(old), []
     if old.color != new.color:
-        found.append(f"{name} turns {new.color}")
+        found.append(Event("turns", new, f"{name} turns {new.color}"))
     if new.radius > GROWTH * old.radius or old.radius > GROWTH * new.radius:
-        found.append(f"{name} {'grows' if new.radius > old.radius else 'shrinks'}")
+        verb = "grows" if new.radius > old.radius else "shrinks"
+        found.append(Event(verb, new, f"{name} {verb}"))
     if was != moves:
-        found.append(f"{name} stops" if moves == STANDS else _moving(new, moves))
+        verb, text = ("stops", f"{name} stops") if moves == STANDS else ("moves", _moving(new, moves))
+        found.append(Event(verb, new, text))
     return found

@@ -18,6 +18,7 @@ import numpy as np
 
 from omni.data import TRAIN_SEEDS
 from omni.data.scenes import BACKGROUNDS, CANVAS, COLORS, MARGIN, REACH, SHAPES, Thing, render
+from omni.data.sights import classes
 from omni.data.sounds import DIGITS, NOISES, WORDS, Event, Speaker, ask, ask_heard, ask_order, augment, called, make
 from omni.data.speech import SAMPLE_RATE
 
@@ -54,11 +55,13 @@ class Film:
     samples: np.ndarray  # (n,) float32 at 16 kHz, as long as the frames are shown
     events: tuple[Event, ...]
     parts: tuple[Part, ...]
+    things: tuple[dict[int, Thing], ...]  # of each frame, by the number of the part
     text: str  # "red circle 3, blue square bell, green ring nothing"
     qa: tuple[tuple[str, str], ...]
     needs: tuple[str, ...]  # of each question: "picture", "sound" or "both"
     kind: str  # one of `KINDS`
     voice: str
+    wraps: bool = False  # nothing comes in again where another thing leaves
 
 
 def sample_film(seed: int, kind: str | None = None, size: int = CANVAS) -> Film:
@@ -78,7 +81,8 @@ def sample_film(seed: int, kind: str | None = None, size: int = CANVAS) -> Film:
     rng = Random(f"film {seed} {kind}")  # the kinds of one seed share nothing
     rate, bounds = _draw_parts(rng)
     things = rng.sample([(color, shape) for color in COLORS for shape in SHAPES], len(bounds) - 1)
-    frames = _draw_frames(rng, things, bounds, size)
+    background, shown = _draw_things(rng, things, bounds, size)
+    frames = np.stack([render(list(frame.values()), background, size) for frame in shown])
     units = _draw_units(rng, kind, len(things))
     samples, events, voice = _draw_track(rng, units, [frame / rate for frame in bounds], seed in TRAIN_SEEDS)
     spans = pairwise(bounds)
@@ -89,7 +93,16 @@ def sample_film(seed: int, kind: str | None = None, size: int = CANVAS) -> Film:
     text = ", ".join(f"{part.thing} {part.unit or NOTHING}" for part in parts)
     asked = [(BOTH, ask(rng, TELL, text)), *_questions(rng, parts)]
     qa, needs = tuple(pair for _, pair in asked), tuple(need for need, _ in asked)
-    return Film(frames, np.arange(bounds[-1]) / rate, samples, tuple(events), parts, text, qa, needs, kind, voice)
+    return Film(
+        frames, np.arange(bounds[-1]) / rate, samples, tuple(events), parts, shown, text, qa, needs, kind, voice
+    )
+
+
+def screen_targets(film: Film, tokens: int, seconds_per_token: float = 0.08) -> np.ndarray:
+    """(tokens, 2) classes, shape and colour, of what is shown in the middle of each token of the sound track."""
+    middles = (np.arange(tokens) + 0.5) * seconds_per_token
+    frames = np.clip(np.searchsorted(film.times, middles, side="right") - 1, 0, len(film.things) - 1)
+    return np.array([classes(next(iter(film.things[frame].values()))) for frame in frames], np.int64).reshape(-1, 2)
 
 
 def _draw_parts(rng: Random) -> tuple[int, list[int]]:
@@ -122,17 +135,17 @@ def _draw_units(rng: Random, kind: str, count: int) -> list[str | None]:
 # picture and sound track
 
 
-def _draw_frames(rng: Random, things: Sequence[tuple[str, str]], bounds: list[int], size: int) -> np.ndarray:
-    """(frames, size, size, 3) uint8: each thing moves evenly through its part."""
+def _draw_things(
+    rng: Random, kinds: Sequence[tuple[str, str]], bounds: list[int], size: int
+) -> tuple[str, tuple[dict[int, Thing], ...]]:
+    """The background, and what each frame shows: each thing moves evenly through its part."""
     background, scale, frames = rng.choice(tuple(BACKGROUNDS)), size / CANVAS, []
-    for (color, shape), (start, end) in zip(things, pairwise(bounds), strict=True):
+    for part, ((color, shape), (start, end)) in enumerate(zip(kinds, pairwise(bounds), strict=True)):
         radius = rng.uniform(*RADIUS)
         edge = REACH[shape] * radius + MARGIN
         way = _draw_way(rng, edge, end - start)
-        frames += [
-            render([Thing(shape, color, "", x * scale, y * scale, radius * scale)], background, size) for x, y in way
-        ]
-    return np.stack(frames)
+        frames += [{part: Thing(shape, color, "", x * scale, y * scale, radius * scale)} for x, y in way]
+    return background, tuple(frames)
 
 
 def _draw_way(rng: Random, edge: float, frames: int) -> list[tuple[float, float]]:

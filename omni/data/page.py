@@ -37,6 +37,14 @@ class Cell(NamedTuple):
     align: str = "l"
 
 
+class Label(NamedTuple):
+    """What names a row: its characters, from ``start`` to ``stop`` of the page's glyphs, and the values it names."""
+
+    start: int
+    stop: int
+    values: tuple[str, ...]
+
+
 @dataclass(frozen=True)
 class Family:
     """Font files of one type family and the smallest size, in pixels, at which it can be read."""
@@ -163,6 +171,8 @@ class Page:
         self.top, self.bottom = min(style.margin, height / 8), height - min(style.margin, height / 8)
         self.lines: list[str] = []
         self.glyphs: list[Glyph] = []
+        self.placed: dict[str, int] = {}  # where among the glyphs a text that stands for itself begins
+        self.labels: list[Label] = []  # from the top, or in the order of the transcription
 
     @property
     def room(self) -> int:
@@ -209,8 +219,12 @@ class Page:
                 baseline + pitch - cap - 2,
                 fill=style.accent,
             )
+        start = len(self.glyphs)
         for cell in cells:
             self._write(cell, baseline, cap, face, color)
+        if len(cells) > 1:
+            name, *values = (cell.text for cell in cells)
+            self.labels.append(Label(start, start + len(name.replace(" ", "")), tuple(values)))
         self.lines.append(" ".join(cell.text for cell in cells))
         self.top += pitch
 

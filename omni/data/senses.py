@@ -7,7 +7,7 @@ look     still pictures of shapes   questions, with boxes, and what each token s
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
 import numpy as np
@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from omni.data.batches import IGNORED, TRANSCRIBE, Batch, Encoding, answer_labels, pad_answers, to_pixels
-from omni.data.clip_log import event_log
+from omni.data.clip_log import event_log, event_targets
 from omni.data.clips import Clip, clip_targets, sample_clip
-from omni.data.films import Film, sample_film
+from omni.data.films import Film, sample_film, screen_targets
 from omni.data.scenes import Thing
-from omni.data.sights import box, box_text, full_name, sample_sight, sight_targets
+from omni.data.sights import box, box_targets, box_text, cell_of, full_name, sample_sight, sight_targets
 from omni.data.sounds import Sound, sample_sound, sound_targets
 from omni.tokenizers.prompts import time_label
 from omni.tokenizers.sound import log_mel
@@ -37,9 +37,12 @@ class SenseBatch(Batch):
     labels: Tensor  # (b, n) next tokens; IGNORED outside the answers
     frames: Tensor | None = None  # (b, T, 3, H, W) in [0, 1]; still pictures (b, 1, 3, H, W)
     shown: Tensor | None = None  # (b, units, tokens, 3) classes of shape, colour and motion
+    events: Tensor | None = None  # (b, units, tokens, 3) classes of what happens at each token, once it is read
+    boxes: Tensor | None = None  # (b, units, tokens, 4) of the thing centred in each token, in steps; IGNORED elsewhere
     sounds: Tensor | None = None  # (b, frames, n_mels)
     lengths: Tensor | None = None  # (b,) frames of each sound
     heard: Tensor | None = None  # (b, tokens) classes of what sounds; IGNORED behind the end
+    screen: Tensor | None = None  # (b, tokens, 2) classes, shape and colour, of what is shown while it sounds
 
 
 @dataclass(frozen=True)
@@ -72,14 +75,13 @@ def watch_batch(
         )
         for c in clips
     ]
-    shown = torch.from_numpy(np.stack([clip_targets(c, encoding.token_pixels, encoding.tubelet) for c in clips]))
     ids, labels = _rows(told, rng, encoding, questions, read_first)
-    return SenseBatch(ids, labels, _frames([c.frames for c in clips]), shown)
+    return SenseBatch(ids, labels, _frames([c.frames for c in clips]), **_moving(clips, encoding))
 
 
 def listing(things: Sequence[Thing]) -> str:
-    """What a still picture shows, one thing a line with its box, from left to right."""
-    ordered = sorted(things, key=lambda thing: box(thing)[0])
+    """What a still picture shows, one thing a line with its box, in the order of reading."""
+    ordered = sorted(things, key=cell_of)
     return "\n".join(f"{full_name(thing)} {box_text(box(thing))}" for thing in ordered)
 
 
@@ -95,8 +97,9 @@ def look_batch(seed: int, size: int, encoding: Encoding, questions: int, read_fi
     ]
     shown = np.stack([sight_targets(s, encoding.token_pixels) for s in sights])[:, None]
     shown = np.concatenate([shown, np.full((*shown.shape[:-1], 1), IGNORED)], axis=-1)
+    boxes = torch.from_numpy(np.stack([box_targets(s, encoding.token_pixels) for s in sights])[:, None])
     ids, labels = _rows(told, rng, encoding, questions, read_first)
-    return SenseBatch(ids, labels, _frames(images), torch.from_numpy(shown))
+    return SenseBatch(ids, labels, _frames(images), torch.from_numpy(shown), boxes=boxes)
 
 
 def listen_batch(
@@ -119,18 +122,30 @@ def film_batch(seed: int, size: int, encoding: Encoding, questions: int, read_fi
     rng, base = Random(f"film {seed}"), 1_000_000 + seed * 4096
     films = [sample_film(base + i) for i in range(size)]
     most = max(len(f.frames) for f in films)
-    frames = [np.concatenate([f.frames, np.repeat(f.frames[-1:], most - len(f.frames), axis=0)]) for f in films]
+    films = [_held(f, most) for f in films]
     features = [_features(f.samples, encoding) for f in films]
-    tokens = _tokens(frames[0], encoding)
+    tokens = _tokens(films[0].frames, encoding)
     told = []
     for film, heard in zip(films, features, strict=True):
-        step = film.times[1] - film.times[0]
-        times = [i * step for i in range(0, most, encoding.tubelet)]
-        text = "".join(time_label(t) + encoding.names["video"] for t in times) + encoding.names["sound"]
-        counts = [*[tokens] * len(times), encoding.sound_tokens(len(heard))]
+        text = _video_text(film, encoding) + encoding.names["sound"]
+        counts = [*[tokens] * (most // encoding.tubelet), encoding.sound_tokens(len(heard))]
         told.append(Told("video", text, counts, film.qa[0], film.qa[1:]))
     ids, labels = _rows(told, rng, encoding, questions, read_first)
-    return SenseBatch(ids, labels, _frames(frames), **_sounds(films, features, encoding))
+    sounds = _sounds(films, features, encoding)
+    screen = torch.full((*sounds["heard"].shape, 2), IGNORED)
+    for row, film, heard in zip(screen, films, features, strict=True):
+        own = encoding.sound_tokens(len(heard))
+        row[:own] = torch.from_numpy(screen_targets(film, own))
+    return SenseBatch(
+        ids, labels, _frames([f.frames for f in films]), **_moving(films, encoding), **sounds, screen=screen
+    )
+
+
+def _held(film: Film, most: int) -> Film:
+    """The film with its last frame held until there are `most`."""
+    more, step = most - len(film.frames), film.times[1] - film.times[0]
+    frames = np.concatenate([film.frames, np.repeat(film.frames[-1:], more, axis=0)])
+    return replace(film, frames=frames, times=np.arange(most) * step, things=film.things + film.things[-1:] * more)
 
 
 # -- rows --------------------------------------------------------------------------------------------------------------
@@ -180,7 +195,14 @@ def _tokens(frames: np.ndarray, encoding: Encoding) -> int:
     return frames.shape[1] * frames.shape[2] // encoding.token_pixels**2
 
 
-def _video_text(clip: Clip, encoding: Encoding) -> str:
+def _moving(clips: Sequence[Clip | Film], encoding: Encoding) -> dict[str, Tensor]:
+    """Classes of what each token of the clips shows, and of what happens there."""
+    shown = [clip_targets(c, encoding.token_pixels, encoding.tubelet) for c in clips]
+    events = [event_targets(c, encoding.token_pixels) for c in clips]
+    return {"shown": torch.from_numpy(np.stack(shown)), "events": torch.from_numpy(np.stack(events))}
+
+
+def _video_text(clip: Clip | Film, encoding: Encoding) -> str:
     return "".join(time_label(t) + encoding.names["video"] for t in clip.times[:: encoding.tubelet])
 
 

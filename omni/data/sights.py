@@ -40,6 +40,8 @@ QA = tuple[str, str]  # question, answer
 SIGHT_CLASSES = (1 + len(SHAPES), 1 + len(COLORS))  # 0 is "none"
 THING_SHARE = 0.2  # of a square that a thing must cover to be what it shows
 BOX_STEP = 20
+BOX_BINS = 1000 // BOX_STEP + 1
+ROWS = 4  # of a picture, in which things are told from left to right
 COUNTED = (0, 0, 1, 1, 2, 2, 3, 3, 4)  # how many things have the shape that is counted, drawn alike
 RADII = {**FREE_RADIUS, 5: (5.0, 6.5)}  # by number of things, on the 64-pixel canvas
 CLEAR, UNCLEAR = 0.8, 0.2  # cosine from which a relation is asked as true; below which it is asked as false
@@ -153,6 +155,12 @@ def box(thing: Thing, size: int = CANVAS) -> Box:
     return tuple(BOX_STEP * round(1000 * int(edge) / size / BOX_STEP) for edge in edges)
 
 
+def cell_of(thing: Thing, size: int = CANVAS) -> tuple[int, float]:
+    """Where a thing stands in the order of telling, which is that of reading: its row of the picture, and its place in
+    it from the left."""
+    return min(max(int(ROWS * thing.y / size), 0), ROWS - 1), thing.x
+
+
 def box_text(box: Box) -> str:
     return f"[{', '.join(map(str, box))}]"
 
@@ -166,6 +174,15 @@ def sight_targets(sight: Sight, side: int) -> np.ndarray:
         share = covered(thing, side, size)
         targets[share > most] = classes(thing)
         most = np.maximum(most, share)
+    return targets
+
+
+def box_targets(sight: Sight, side: int) -> np.ndarray:
+    """(tokens, 4) box, in steps, of the thing centred in each square of `side` pixels; -100 where none is."""
+    size = sight.image.shape[0]
+    targets = np.full((squares(size, side), 4), -100, dtype=np.int64)
+    for thing in sight.things:
+        targets[int(thing.y) // side * (size // side) + int(thing.x) // side] = [at // BOX_STEP for at in box(thing)]
     return targets
 
 

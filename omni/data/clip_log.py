@@ -12,12 +12,15 @@ from typing import NamedTuple
 import numpy as np
 
 from omni.data.clips import CONTACT, MOTIONS, Clip, Frame, Thing, full_name, motion_class, time_label
-from omni.data.sights import cell_of, squares
+from omni.data.sights import Sight, cell_of, square_of, squares
 
 GROWTH = 1.2  # ratio of radii between which nothing grew or shrank
 STANDS = 0  # motion class of what does not move
 VERBS = ("there", "comes", "goes", "turns", "grows", "shrinks", "stops", "moves")
-EVENT_CLASSES = (2, 1 + len(VERBS), 2)  # of a token: a thing's centre, what happens to it, whether it touches another
+COUNTED = 20  # events that are numbered
+# Of a token: whether a thing's centre lies there, what happens to it, whether it touches another, and which of all
+# events this is, in the order of telling.
+EVENT_CLASSES = (2, 1 + len(VERBS), 2, 1 + COUNTED)
 
 Seen = dict[int, tuple[Thing, int]]  # identity -> thing and its motion class
 
@@ -63,25 +66,31 @@ def moments(clip: Clip) -> list[Moment]:
 
 
 def event_targets(clip: Clip, side: int) -> np.ndarray:
-    """(pairs, tokens, 3) classes, as in ``EVENT_CLASSES``, at the squares of `side` pixels that hold things' centres.
+    """(pairs, tokens, 4) classes, as in ``EVENT_CLASSES``, at the squares of `side` pixels that hold things' centres.
 
     What goes is marked where it was. Two things whose centres share a square are one.
     """
     size = clip.frames.shape[1]
     told = moments(clip)
     targets = np.zeros((len(told), squares(size, side), len(EVENT_CLASSES)), dtype=np.int64)
+    number = 0
     for target, moment in zip(targets, told, strict=True):
         for thing in moment.there:
-            target[_square(thing, side, size), 0] = 1
-            target[_square(thing, side, size), 2] = moment.touch
+            target[square_of(thing, side, size), 0] = 1
+            target[square_of(thing, side, size), 2] = moment.touch
         for event in moment.events:
-            target[_square(event.thing, side, size), 1] = 1 + VERBS.index(event.verb)
+            number = min(number + 1, COUNTED)
+            target[square_of(event.thing, side, size), 1::2] = 1 + VERBS.index(event.verb), number
     return targets
 
 
-def _square(thing: Thing, side: int, size: int) -> int:
-    row, column = (min(max(int(at), 0), size - 1) // side for at in (thing.y, thing.x))
-    return row * (size // side) + column
+def still_targets(sight: Sight, side: int) -> np.ndarray:
+    """(tokens, 4) of the same for a still picture, whose things are all there at first."""
+    size = sight.image.shape[0]
+    targets = np.zeros((squares(size, side), len(EVENT_CLASSES)), dtype=np.int64)
+    for number, thing in enumerate(sorted(sight.things, key=lambda thing: cell_of(thing, size)), start=1):
+        targets[square_of(thing, side, size)] = 1, 1 + VERBS.index("there"), 0, number
+    return targets
 
 
 def _seen(frames: tuple[Frame, ...], size: int, before: Seen) -> Seen:

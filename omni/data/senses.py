@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from omni.data.batches import IGNORED, TRANSCRIBE, Batch, Encoding, answer_labels, pad_answers, to_pixels
-from omni.data.clip_log import event_log, event_targets
+from omni.data.clip_log import event_log, event_targets, still_targets
 from omni.data.clips import Clip, clip_targets, sample_clip
 from omni.data.films import Film, sample_film, screen_targets
 from omni.data.scenes import Thing
@@ -37,7 +37,7 @@ class SenseBatch(Batch):
     labels: Tensor  # (b, n) next tokens; IGNORED outside the answers
     frames: Tensor | None = None  # (b, T, 3, H, W) in [0, 1]; still pictures (b, 1, 3, H, W)
     shown: Tensor | None = None  # (b, units, tokens, 3) classes of shape, colour and motion
-    events: Tensor | None = None  # (b, units, tokens, 3) classes of what happens at each token, once it is read
+    events: Tensor | None = None  # (b, units, tokens, 4) classes of what happens at each token, once it is read
     boxes: Tensor | None = None  # (b, units, tokens, 4) of the thing centred in each token, in steps; IGNORED elsewhere
     sounds: Tensor | None = None  # (b, frames, n_mels)
     lengths: Tensor | None = None  # (b,) frames of each sound
@@ -99,7 +99,8 @@ def look_batch(seed: int, size: int, encoding: Encoding, questions: int, read_fi
     shown = np.concatenate([shown, np.full((*shown.shape[:-1], 1), IGNORED)], axis=-1)
     boxes = torch.from_numpy(np.stack([box_targets(s, encoding.token_pixels) for s in sights])[:, None])
     ids, labels = _rows(told, rng, encoding, questions, read_first)
-    return SenseBatch(ids, labels, _frames(images), torch.from_numpy(shown), boxes=boxes)
+    events = torch.from_numpy(np.stack([still_targets(s, encoding.token_pixels) for s in sights])[:, None])
+    return SenseBatch(ids, labels, _frames(images), torch.from_numpy(shown), events, boxes)
 
 
 def listen_batch(

@@ -182,7 +182,7 @@ def box_targets(sight: Sight, side: int) -> np.ndarray:
     size = sight.image.shape[0]
     targets = np.full((squares(size, side), 4), -100, dtype=np.int64)
     for thing in sight.things:
-        targets[int(thing.y) // side * (size // side) + int(thing.x) // side] = [at // BOX_STEP for at in box(thing)]
+        targets[square_of(thing, side, size)] = [at // BOX_STEP for at in box(thing)]
     return targets
 
 
@@ -191,6 +191,12 @@ def squares(size: int, side: int) -> int:
     if side < 1 or size % side:
         raise ValueError(f"side is {side}, must divide the picture's {size} pixels")
     return (size // side) ** 2
+
+
+def square_of(thing: Thing, side: int, size: int) -> int:
+    """Which square of `side` pixels holds a thing's centre, or is nearest to it."""
+    row, column = (min(max(int(at), 0), size - 1) // side for at in (thing.y, thing.x))
+    return row * (size // side) + column
 
 
 def covered(thing: Thing, side: int, size: int) -> np.ndarray:

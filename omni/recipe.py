@@ -47,6 +47,7 @@ class ReadPlan:
     questions: int = 4
     bare: float = 0.0  # share of batches without a chat around
     read_first: float = 0.0  # share of batches whose questions come after a transcription
+    given: float = 0.5  # share of those transcriptions that are given, with mistakes, so that only answers are learned
     foreign: float = 0.0  # share of conversations with a question that the page does not answer
     talk: bool = True  # False: only name the glyphs under each patch
     weight: float = 1.0
@@ -60,6 +61,7 @@ class ReadPlan:
         _check(self, "bare", 0, 1)
         _check(self, "read_first", 0, 1)
         _check(self, "foreign", 0, 1)
+        _check(self, "given", 0, 1)
         _check_mixture(self, "levels")
 
 

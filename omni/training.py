@@ -117,6 +117,7 @@ class Steps(IterableDataset):
             talk=plan.talk,
             read_first=look.random() < plan.read_first,
             foreign=plan.foreign,
+            given=plan.given,
         )
 
     def _draw(self, seed: int, plan: DrawPlan) -> DrawBatch:

@@ -31,7 +31,6 @@ CELL_SLOTS = 5  # characters centred within one token's square, in reading order
 THING_CLASSES = (1 + max(FREE_RADIUS), 1 + len(SHAPES), 1 + len(COLORS))
 FULL_ALREADY = 0.1  # of the prompts to be upsampled
 READ_SHARE = 0.25  # of the batches without a transcription first: pages that are only read aloud
-GIVEN_SHARE = 0.5  # of the transcriptions before questions: given, with mistakes, where answers are the point
 MISREAD = (0.0, 0.02, 0.06)  # shares of wrong characters in those
 TRANSCRIBE = ("Read the page.", "What is written here?", "Transcribe the text.")
 
@@ -140,12 +139,14 @@ def read_batch(
     bare: bool = False,
     read_first: bool = False,
     foreign: float = 0.0,
+    given: float = 0.5,
 ) -> ReadBatch:
     """``size`` documents of one level and ``shape`` (height, width); fewer for larger images.
 
     Small images come in larger batches, so that every batch costs about the same: ``size`` counts pages of 160 x 160.
     With ``read_first`` the questions come after a transcription, in which their answers can be looked up. A share
-    ``foreign`` of the conversations asks what only another page could answer.
+    ``foreign`` of the conversations asks what only another page could answer. A share ``given`` of the transcriptions
+    is not learned but given, with mistakes, where the answers are the point.
     """
     rng = Random(f"read {seed}")
     base = 1_000_000 + seed * 4096
@@ -162,9 +163,9 @@ def read_batch(
     tokens = shape[0] * shape[1] // encoding.token_pixels**2
     documents = [_with_foreign(d, documents[i - 1], rng, foreign) for i, d in enumerate(documents)]
     rows = [
-        _bare(d, rng, tokens, encoding, read_first)
+        _bare(d, rng, tokens, encoding, read_first, given)
         if bare
-        else _conversation(d, rng, tokens, encoding, questions, read_first)
+        else _conversation(d, rng, tokens, encoding, questions, read_first, given)
         for d in documents
     ]
     input_ids, labels = pad_answers(rows, encoding.special["pad"])
@@ -178,13 +179,13 @@ def _with_foreign(document: Document, other: Document, rng: Random, share: float
 
 
 def _bare(
-    document: Document, rng: Random, image_tokens: int, encoding: Encoding, read_first: bool
+    document: Document, rng: Random, image_tokens: int, encoding: Encoding, read_first: bool, given_share: float
 ) -> tuple[list[int], list[int]]:
     """The picture, then its transcription, its questions or both, without a chat around them: half the tokens."""
     special = encoding.special
     ids = [special["image"]] * image_tokens
     labels = [IGNORED] * image_tokens
-    text, given = _transcription(document, rng, read_first)
+    text, given = _transcription(document, rng, given_share if read_first else 0.0)
     ask = document.qa and (read_first or rng.random() >= READ_SHARE)
     turns = rng.sample(document.qa, len(document.qa)) if ask else []
     turns = [("", text), *turns] if read_first or not turns else turns
@@ -195,9 +196,9 @@ def _bare(
     return ids, _unsaid(labels, encoding) if given else labels
 
 
-def _transcription(document: Document, rng: Random, read_first: bool) -> tuple[str, bool]:
+def _transcription(document: Document, rng: Random, share: float) -> tuple[str, bool]:
     """What is read aloud, and whether it is given, with mistakes, so that only the answers behind it are learned."""
-    given = bool(document.qa) and read_first and rng.random() < GIVEN_SHARE
+    given = bool(document.qa) and rng.random() < share
     return (misread(document.text, rng) if given else document.text), given
 
 
@@ -219,11 +220,17 @@ def _like(char: str, rng: Random) -> str:
 
 
 def _conversation(
-    document: Document, rng: Random, image_tokens: int, encoding: Encoding, questions: int, read_first: bool
+    document: Document,
+    rng: Random,
+    image_tokens: int,
+    encoding: Encoding,
+    questions: int,
+    read_first: bool,
+    given_share: float,
 ) -> tuple[list[int], list[int]]:
     """Ids and labels of one document's turns: some questions in random order, a transcription, or this before those."""
     asked = rng.sample(document.qa, min(questions, len(document.qa)))
-    text, given = _transcription(document, rng, read_first)
+    text, given = _transcription(document, rng, given_share if read_first else 0.0)
     transcription = (rng.choice(TRANSCRIBE), text)
     if read_first:
         asked = [transcription, *asked]

@@ -52,15 +52,19 @@ def test_labels_tell_their_row_and_values():
     told = 0
     for seed in range(40):
         document = sample_document(1_000_000 + seed, "chart")
-        targets = label_targets(document, 16)
-        rows = document.text.split("\n")[-len(document.labels) :]
-        for i, (label, line) in enumerate(zip(document.labels, rows, strict=True)):
-            name = "".join(g.char for g in document.glyphs[label.start : label.stop])
-            assert line.replace(" ", "").startswith(name)
-            assert line.endswith(" ".join(label.values))
-            own = [row for row in targets.tolist() if row[0] == ord(str(i)) - 32]
+        targets = label_targets(document, 16).tolist()
+        named = ["".join(g.char for g in document.glyphs[label.start : label.stop]) for label in document.labels]
+        lines = [
+            f"{name} {' '.join((*label.values, label.color))}".split()
+            for name, label in zip(named, document.labels, strict=True)
+        ]
+        rows = [line for line, label in zip(lines, document.labels, strict=True) if label.values]
+        assert [line.split() for line in document.text.split("\n")[-len(rows) :]] == rows
+        for i, label in enumerate(document.labels):
+            own = [row for row in targets if row[0] == ord(str(i)) - 32]
             said = "".join(chr(c + 32) for c in own[0][1:]) if own else ""
-            assert not own or said == "".join(f"{v[:4]:4}" for v in (*label.values, "")[:2])
+            values = "".join(f"{v[:4]:4}" for v in (*label.values, "", "")[:2])
+            assert not own or said == values + (label.color[0] + label.color[-1] if label.color else "  ")
             told += bool(own)
     assert told > 100
 

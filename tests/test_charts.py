@@ -30,11 +30,17 @@ def shelf():
 
 
 def read(text: str) -> dict:
-    """The table behind a transcription: names and rows of shown values, series, axis."""
+    """The table behind a transcription: names and rows of shown values, series, axis, colours by name."""
     lines = text.split("\n")
-    rows = [line.split(" ") for line in lines if re.fullmatch(r"\S+( \d+(\.\d)?[%k]?){1,2}", line) and line != lines[0]]
-    between = lines[1 : len(lines) - len(rows)]
+    told = [line for line in lines[1:] if re.fullmatch(rf"\S+( \d+(\.\d)?[%k]?){{1,2}}( ({'|'.join(COLORS)}))?", line)]
+    between = lines[1 : len(lines) - len(told)]
     series = between[-1].split(" ") if between and " " in between[-1] else []
+    colors = (
+        dict(zip(series[::2], series[1::2], strict=True)) if series[1:] and set(series[1::2]) <= set(COLORS) else {}
+    )
+    series = list(colors) or series
+    rows = [line.split(" ") for line in told]
+    colors |= {row[0]: row.pop() for row in rows if row[-1] in COLORS}
     axis = between[0] if between and " " not in between[0] else None
     assert len(between) == bool(series) + bool(axis), text
     return {
@@ -42,6 +48,7 @@ def read(text: str) -> dict:
         "axis": axis,
         "series": series,
         "names": [row[0] for row in rows],
+        "colors": colors,
         "shown": [row[1:] for row in rows],
         "values": [[float(v.rstrip("%k")) for v in row[1:]] for row in rows],
     }
@@ -82,6 +89,10 @@ def solve(question: str, table: dict, kind: str) -> str | None:
         a, b = first[row[m[1]]], first[row[m[2]]]
         assert a != b
         return "yes" if a > b else "no"
+    if (m := re.fullmatch(r"What (?:color is|is the color of) (\w+)\?", question)) and m[1] in table["colors"]:
+        return table["colors"][m[1]]
+    if m := re.fullmatch(rf"Which \w+ is ({'|'.join(COLORS)})\?", question):
+        return next(name for name, color in table["colors"].items() if color == m[1])
     if m := re.fullmatch(r"Which series is (?:larger for|higher at) (\w+)\?", question):
         a, b = values[row[m[1]]]
         assert a != b

@@ -25,7 +25,7 @@ IGNORED = -100
 GLYPH_SLOTS = 2  # characters that a patch can name: one centred in its left half, one in its right half
 GLYPH_CLASSES = 96  # 0 is "no character", then printable ASCII from "!"
 VALUE_SLOTS = 4  # characters of each of the two first values that a label names
-LABEL_SLOTS = 1 + 2 * VALUE_SLOTS  # the number of its row, and those
+LABEL_SLOTS = 3 + 2 * VALUE_SLOTS  # the number of its row, those, and the first and last letter of its colour
 CELL_SLOTS = 5  # characters centred within one token's square, in reading order
 # Of a latent token: which thing it shows, its shape and its colour; 0 is "none".
 THING_CLASSES = (1 + max(FREE_RADIUS), 1 + len(SHAPES), 1 + len(COLORS))
@@ -119,7 +119,8 @@ def label_targets(document: Document, side: int) -> np.ndarray:
     columns = width // side
     targets = np.full((height // side * columns, LABEL_SLOTS), IGNORED, dtype=np.int64)
     for row, label in reversed(list(enumerate(document.labels[:10]))):
-        said = [str(row), *(value[:VALUE_SLOTS].ljust(VALUE_SLOTS) for value in (*label.values, "")[:2])]
+        said = [str(row), *(value[:VALUE_SLOTS].ljust(VALUE_SLOTS) for value in (*label.values, "", "")[:2])]
+        said += [label.color[:1], label.color[-1:]]
         classes = [0 if char == " " else ord(char) - 32 for char in "".join(said).ljust(LABEL_SLOTS)]
         for _, x, y in document.glyphs[label.start : label.stop]:
             if 0 <= x < width and 0 <= y < height:

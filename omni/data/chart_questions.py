@@ -3,6 +3,7 @@
 Table, Mark ──> close ──> lines of the transcription, questions and answers, yes/no questions
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import combinations, pairwise
 from random import Random
@@ -73,10 +74,15 @@ def close(page: Page, questions: Questions, table: Table, mark: Mark, colors: li
     """Write the table down and ask about it."""
     columns = range(len(table.series))
     page.lines += [table.axis] if table.axis else []
-    page.lines += [" ".join(table.series)] if len(columns) > 1 else []
-    rows = [(name, tuple(table.shown(i, j) for j in columns)) for i, name in enumerate(table.names)]
-    page.lines += [" ".join((name, *values)) for name, values in rows]
-    page.labels += [_label(page, name, values) for name, values in rows]
+    tints = [row[0] if _own_colors(table, colors) else "" for row in colors]
+    if len(columns) > 1:
+        inks = [""] * len(columns) if table.scattered else colors[0]
+        page.lines.append(_said(part for pair in zip(table.series, inks, strict=True) for part in pair))
+        page.labels += [_label(page, name, (), ink) for name, ink in zip(table.series, inks, strict=True)]
+    for i, (name, tint) in enumerate(zip(table.names, tints, strict=True)):
+        values = tuple(table.shown(i, j) for j in columns)
+        page.lines.append(_said((name, *values, tint)))
+        page.labels.append(_label(page, name, values, tint))
     if table.axis:
         questions.ask(("What is the label of the axis?", "What does the axis show?"), table.axis)
     plural = "categories" if len(columns) > 1 and not table.scattered else f"{mark.noun}s"
@@ -89,10 +95,19 @@ def close(page: Page, questions: Questions, table: Table, mark: Mark, colors: li
     _check(questions, table, mark)
 
 
-def _label(page: Page, name: str, values: tuple[str, ...]) -> Label:
+def _said(parts: Iterable[str]) -> str:
+    return " ".join(part for part in parts if part)
+
+
+def _own_colors(table: Table, colors: list[list[str]]) -> bool:
+    """Whether each name has a colour of its own."""
+    return len(table.series) == 1 and len({row[0] for row in colors}) > 1
+
+
+def _label(page: Page, name: str, values: tuple[str, ...], color: str) -> Label:
     """Where the name stands: for itself, or in a legend before its value."""
-    start = next(at for text, at in page.placed.items() if text == name or text == " ".join((name, *values)))
-    return Label(start, start + len(name.replace(" ", "")), values)
+    start = next(at for text, at in page.placed.items() if text in (name, _said((name, *values))))
+    return Label(start, start + len(name.replace(" ", "")), values, color)
 
 
 def _extremes(table: Table, j: int, mark: Mark) -> list[tuple[tuple[str, ...], str, int]]:

@@ -6,8 +6,10 @@ transcription, which a reader says aloud before it answers:
 
     Kelvo sales          the title as printed
     Tons                 the title of the axis, if there is one
-    North South          the series, if there are two (of a dot plot: the axis to the right, the axis upwards)
+    North red South blue the series, if there are two (of a dot plot: the axis to the right, the axis upwards)
     Apples 30 45         a line for each name
+
+Colours are told where each series, or each name, has its own: "Apples 30 red".
 
 A value is either printed at its mark or read from an axis; then it lies on a grid line or halfway between two. So the
 transcription holds values that are not printed and leaves out the labels of ticks; ``Page.glyphs`` are what is printed.
@@ -198,6 +200,7 @@ def dots(page: Page, questions: Questions) -> None:
     _grid(page, box, rise)
     _axes(page, box, True, True)
     placed: dict[str, tuple[float, float]] = {}
+    cells: dict[str, tuple[int, float]] = {}  # row of 16 pixels and place in it, for the order of reading
     taken: list[Box] = []
     single = rng.random() < 0.3
     wanted = rng.randint(LEAST, 5)
@@ -214,14 +217,15 @@ def dots(page: Page, questions: Questions) -> None:
         fresh = not any(_alike(name, other) for other in placed)
         if not label or not fresh or any(label.meets(other) for other in taken):
             continue
-        placed[name] = value
+        placed[name], cells[name] = value, (int(y // 16), x)
         taken.append(label)
         _put(page, name, x + 5 if label is sides[0] else x - 5, y, "l" if label is sides[0] else "r", clear=True)
         _marker(page, x, y, _rgb(page, ink))
         if len(placed) == wanted:
             break
-    table = Table(tuple(placed), (across, upward), tuple(placed.values()), (run, rise))
-    close(page, questions, table, POINT, [[ink, ink] for _ in placed])
+    names = tuple(sorted(placed, key=cells.__getitem__))
+    table = Table(names, (across, upward), tuple(placed[name] for name in names), (run, rise))
+    close(page, questions, table, POINT, [[ink, ink] for _ in names])
 
 
 # -- what is drawn ---------------------------------------------------------------------------------------------------

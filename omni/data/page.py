@@ -38,11 +38,12 @@ class Cell(NamedTuple):
 
 
 class Label(NamedTuple):
-    """What names a row: its characters, from ``start`` to ``stop`` of the page's glyphs, and the values it names."""
+    """What names a row: its characters, from ``start`` to ``stop`` of the page's glyphs, and what it names."""
 
     start: int
     stop: int
     values: tuple[str, ...]
+    color: str = ""
 
 
 @dataclass(frozen=True)

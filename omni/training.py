@@ -13,6 +13,7 @@ takes its own part of each step's batch, and they share the gradient. ``omni tra
 import os
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -226,7 +227,7 @@ class OmniTraining(L.LightningModule):
         What a token says of the tokens before it, such as that a thing has just come, is asked after the context only.
         """
         ids, labels, special = batch.input_ids, batch.labels, self.model.config.special_tokens
-        inputs, seen, heard, named = Inputs(ids), None, None, []
+        inputs, seen, heard, named = Inputs(ids), None, None, {}
         if batch.frames is not None:
             tokens = self._see(batch.frames)  # (b, units, tokens, d)
             kept = torch.ones(tokens.shape[:-1], dtype=torch.bool, device=ids.device)
@@ -238,24 +239,23 @@ class OmniTraining(L.LightningModule):
             pixels = tuple(f if len(f) > 1 else f[0] for f in batch.frames)
             inputs = replace(inputs, input_ids=ids, pixels=pixels, kept=tuple(kept) if tokens.shape[1] > 1 else ())
             place = (ids == special["video"]) | (ids == special["image"])
-            named.append(("shown", self.clip_heads, tokens[kept], place, self.shown_loss, batch, kept))
+            named["shown"] = self.clip_heads, tokens[kept], place, partial(self.shown_loss, batch, kept)
         if batch.sounds is not None:
             states = self.model.sound_projector(self.model.sound(batch.sounds, batch.lengths))
             clips = tuple(row[:n] for row, n in zip(batch.sounds, batch.lengths.tolist(), strict=True))
             heard = [row[: self.model.sound.tokens_of(len(c))] for row, c in zip(states, clips, strict=True)]
             inputs = replace(inputs, sounds=clips)
             own = batch.heard != losses.IGNORED
-            named.append(
-                ("heard", self.sound_heads, torch.cat(heard), ids == special["sound"], self.heard_loss, batch, own)
-            )
+            place = ids == special["sound"]
+            named["heard"] = self.sound_heads, torch.cat(heard), place, partial(self.heard_loss, batch, own)
         hidden = self.model.read(inputs, seen=seen, heard=heard)
         parts = {}
-        for name, heads, states, place, loss, *given in named:
-            parts[f"{kind}_{name}"] = (plan.named_weight, loss(heads[0](states), *given, before=True))
-            parts[f"{kind}_{name}_read"] = (plan.named_weight, loss(heads[1](hidden[place]), *given, before=False))
+        for name, (heads, states, place, loss) in named.items():
+            parts[f"{kind}_{name}"] = (plan.named_weight, loss(heads[0](states), before=True))
+            parts[f"{kind}_{name}_read"] = (plan.named_weight, loss(heads[1](hidden[place]), before=False))
         return parts | {kind: (plan.weight, losses.next_token(self.model.predict(hidden), labels))}
 
-    def shown_loss(self, logits: Tensor, batch: SenseBatch, kept: Tensor, before: bool) -> Tensor:
+    def shown_loss(self, batch: SenseBatch, kept: Tensor, logits: Tensor, before: bool) -> Tensor:
         """Of logits (kept tokens, classes): what each token shows, where that is, and what happens there."""
         columns = logits.split(SHOWN_CLASSES, dim=-1)
         things, boxes, events = columns[:3], columns[3:7], columns[7:]
@@ -266,7 +266,7 @@ class OmniTraining(L.LightningModule):
             total = total + sum(losses.balanced(*p) for p in zip(events, batch.events[kept].unbind(-1), strict=True))
         return total
 
-    def heard_loss(self, logits: Tensor, batch: SenseBatch, own: Tensor, before: bool) -> Tensor:
+    def heard_loss(self, batch: SenseBatch, own: Tensor, logits: Tensor, before: bool) -> Tensor:
         """Of logits (tokens, classes): what is heard at each token and, after the context, what is shown meanwhile."""
         heard, *screen = logits.split(HEARD_CLASSES, dim=-1)
         total = losses.balanced(heard, batch.heard[own])

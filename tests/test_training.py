@@ -17,7 +17,7 @@ import omni
 from omni import families
 from omni.config import ConfigError, replace
 from omni.families.base import Preset
-from omni.recipe import load_recipe
+from omni.recipe import ReadPlan, load_recipe
 from omni.training import OmniTraining, Steps, build, encoding, train
 
 STEPS = 4
@@ -184,6 +184,20 @@ from omni.training import train
 families.presets()["omni-micro"] = Preset(SIZES, "omni-micro")
 print("done", train(sys.argv[1], out=sys.argv[2]))
 """
+
+
+def test_labels_are_asked_for_their_values_where_the_recipe_says_so(recipe):
+    module = build(load_recipe(recipe))
+    steps = Steps(module.recipe, encoding(module.model))
+    plan = ReadPlan(size=1, mixture={"chart": 1.0}, label_weight=1.0, questions=1)
+    batch = steps._read(0, plan)
+    parts = module.read_losses(plan, batch)
+    for name, reached in (("label", {"vision", "projector"}), ("label_read", {"vision", "projector", "context"})):
+        module.zero_grad()
+        parts[name][1].backward(retain_graph=True)
+        moved = {n.split(".")[0] for n, p in module.model.named_parameters() if p.grad is not None and p.grad.any()}
+        assert reached <= moved <= reached | {"embed"}, name
+    assert not {"label", "label_read"} & set(module.read_losses(replace(plan, label_weight=0.0), batch))
 
 
 def test_frozen_parts_stay_as_they_are(tmp_path):

@@ -18,6 +18,7 @@ from omni.data.sights import (
     sample_sight,
     sight_targets,
 )
+from omni.losses import IGNORED
 
 CASES = 400
 
@@ -161,7 +162,7 @@ def test_boxes_stand_at_the_centres(sights):
     for sight in sights[:40]:
         targets = box_targets(sight, 8)
         known = {int(t.y) // 8 * 8 + int(t.x) // 8: [at // BOX_STEP for at in box(t)] for t in sight.things}
-        assert {i: row for i, row in enumerate(targets.tolist()) if row[0] != -100} == known
+        assert {i: row for i, row in enumerate(targets.tolist()) if row[0] != IGNORED} == known
         assert targets.max() < BOX_BINS
 
 

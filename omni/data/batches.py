@@ -19,9 +19,9 @@ from omni.data.documents import SIZES, Document, sample_document
 from omni.data.scenes import CATEGORIES, COLORS, FREE_RADIUS, SHAPES, Scene, coverage, describe, sample_scene
 from omni.data.sights import THING_SHARE
 from omni.data.text import sample_text
+from omni.losses import IGNORED
 from omni.tokenizers.prompts import UPSAMPLE, caption_ids
 
-IGNORED = -100
 GLYPH_SLOTS = 2  # characters that a patch can name: one centred in its left half, one in its right half
 GLYPH_CLASSES = 96  # 0 is "no character", then printable ASCII from "!"
 VALUE_SLOTS = 4  # characters of each of the two first values that a label names

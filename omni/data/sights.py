@@ -33,6 +33,7 @@ from omni.data.scenes import (
     coverage,
     render,
 )
+from omni.losses import IGNORED
 
 Box = tuple[int, int, int, int]  # x0, y0, x1, y1 in thousandths of the width and height
 QA = tuple[str, str]  # question, answer
@@ -178,9 +179,9 @@ def sight_targets(sight: Sight, side: int) -> np.ndarray:
 
 
 def box_targets(sight: Sight, side: int) -> np.ndarray:
-    """(tokens, 4) box, in steps, of the thing centred in each square of `side` pixels; -100 where none is."""
+    """(tokens, 4) box, in steps, of the thing centred in each square of `side` pixels; IGNORED where none is."""
     size = sight.image.shape[0]
-    targets = np.full((squares(size, side), 4), -100, dtype=np.int64)
+    targets = np.full((squares(size, side), 4), IGNORED, dtype=np.int64)
     for thing in sight.things:
         targets[square_of(thing, side, size)] = [at // BOX_STEP for at in box(thing)]
     return targets

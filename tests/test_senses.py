@@ -1,5 +1,7 @@
 """Batches of clips, recordings, films and sights: what the model is trained on is what its pipelines will show it."""
 
+import dataclasses
+
 import pytest
 import torch
 from PIL import Image
@@ -124,6 +126,18 @@ def test_every_sense_has_a_loss_and_a_gradient(model):
     sum(weight * loss for weight, loss in parts.values()).backward()
     for name in ("vision.video_stem", "vision.stem", "sound", "sound_projector", "projector", "context"):
         assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in model.get_submodule(name).parameters()), name
+
+
+def test_what_happens_is_asked_after_the_context_only(model):
+    plan = SensePlan(size=2, questions=1)
+    module = OmniTraining(model, Recipe(model="omni-tiny", stages=(Stage(name="all", steps=1, lr=1e-3, watch=plan),)))
+    made = batch(model, "watch", size=2)
+    other = dataclasses.replace(made, events=torch.zeros_like(made.events))
+    with torch.no_grad():
+        one, two = (module.sense_losses("watch", plan, data) for data in (made, other))
+    assert torch.equal(one["watch_shown"][1], two["watch_shown"][1])
+    assert torch.equal(one["watch"][1], two["watch"][1])
+    assert not torch.equal(one["watch_shown_read"][1], two["watch_shown_read"][1])
 
 
 def test_pruned_clips_lose_their_placeholders_and_nothing_else(model):

@@ -1,5 +1,6 @@
 """Training losses: pure functions, each with its reduction stated."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -35,3 +36,17 @@ def balanced(logits: Tensor, targets: Tensor) -> Tensor:
 def glyphs(logits: Tensor, targets: Tensor) -> Tensor:
     """Mean cross-entropy of naming the characters under each patch: (b, n, slots, classes) against (b, n, slots)."""
     return F.cross_entropy(logits.flatten(0, -2).float(), targets.flatten())
+
+
+def pointed(queries: Tensor, keys: Tensor, targets: Tensor) -> Tensor:
+    """Mean cross-entropy of one head's causal attention against the place that each token is read from.
+
+    queries and keys (b, n, p), targets (b, n): at a token the place of what it says, ``IGNORED`` where there is none.
+    The query is that of the token before, which has to say it. Zero when every target is ignored.
+    """
+    n, wanted = queries.shape[1], targets[:, 1:]
+    scores = queries[:, :-1].float() @ keys.float().mT * queries.shape[-1] ** -0.5
+    future = torch.ones(n - 1, n, dtype=torch.bool, device=scores.device).triu(1)
+    own = wanted != IGNORED
+    scores = scores.masked_fill(future, -torch.inf)[own]
+    return F.cross_entropy(scores, wanted[own], reduction="sum") / own.sum().clamp(min=1)

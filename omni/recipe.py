@@ -53,6 +53,7 @@ class ReadPlan:
     weight: float = 1.0
     cell_weight: float = 0.3  # of naming the characters within each token's square
     label_weight: float = 0.0  # of naming the row and the values at the token of what names them
+    pointer_weight: float = 0.0  # of attending to what a token is read from: its square, or its place in what is told
     glyph_weight: float = 1.0  # 0: the vision encoder stays as it is
     every: int = 1  # steps between batches of this kind
 
@@ -123,6 +124,7 @@ class SensePlan:
     kinds: dict[str, float] | None = None
     weight: float = 1.0
     named_weight: float = 0.3  # of naming what each token shows, or what is heard at it
+    pointer_weight: float = 0.0  # of attending to the place in what is told that an answer is looked up at
     pruned: float = 0.0  # share of the batches of video whose tokens EVS prunes, at rates up to PRUNING
     every: int = 1
 

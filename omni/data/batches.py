@@ -16,6 +16,7 @@ from torch import Tensor
 
 from omni.data.booklets import NOT_ANSWERABLE, foreign_question
 from omni.data.documents import SIZES, Document, sample_document
+from omni.data.pointers import pointers, squares
 from omni.data.scenes import CATEGORIES, COLORS, FREE_RADIUS, SHAPES, Scene, coverage, describe, sample_scene
 from omni.data.sights import THING_SHARE
 from omni.data.text import sample_text
@@ -35,6 +36,10 @@ MISREAD = (0.0, 0.02, 0.06)  # shares of wrong characters in those
 TRANSCRIBE = ("Read the page.", "What is written here?", "Transcribe the text.")
 
 
+Row = tuple[list[int], list[int], list[int]]
+"""Ids, labels and pointers of one row."""
+
+
 class Batch:
     """Base of the batches: moves and reports its tensors."""
 
@@ -51,6 +56,7 @@ class ReadBatch(Batch):
     labelled: Tensor  # (b, tokens, LABEL_SLOTS) classes; IGNORED where no label stands
     input_ids: Tensor | None  # (b, n) right-padded; None: glyphs only
     labels: Tensor | None  # (b, n) next tokens; IGNORED outside the answers
+    points: Tensor | None = None  # (b, n) where each token that is said stands before; IGNORED if nowhere
 
 
 @dataclass(frozen=True)
@@ -114,18 +120,27 @@ def cell_targets(document: Document, side: int) -> np.ndarray:
 
 
 def label_targets(document: Document, side: int) -> np.ndarray:
-    """(tokens, LABEL_SLOTS) of the first label within each square of pixels: its row, as a digit, and its values."""
+    """(tokens, LABEL_SLOTS) of the first label within each square of pixels: its row, as a digit, and its values.
+
+    Where no label stands, but a chart shows a value, it is those of the value.
+    """
     height, width = document.image.shape[:2]
     columns = width // side
     targets = np.full((height // side * columns, LABEL_SLOTS), IGNORED, dtype=np.int64)
-    for row, label in reversed(list(enumerate(document.labels[:10]))):
-        said = [str(row), *(value[:VALUE_SLOTS].ljust(VALUE_SLOTS) for value in (*label.values, "", "")[:2])]
-        said += [label.color[:1], label.color[-1:]]
-        classes = [0 if char == " " else ord(char) - 32 for char in "".join(said).ljust(LABEL_SLOTS)]
-        for _, x, y in document.glyphs[label.start : label.stop]:
-            if 0 <= x < width and 0 <= y < height:
-                targets[int(y) // side * columns + int(x) // side] = classes
+    labels = [(row, label, document.glyphs[label.start : label.stop]) for row, label in enumerate(document.labels)]
+    tips = [(tip.row, tip, [tip]) for tip in document.tips]
+    for row, what, places in reversed(labels + tips):  # the first has the last word
+        for place in places if row < 10 else ():
+            if 0 <= place.x < width and 0 <= place.y < height:
+                square = int(place.y) // side * columns + int(place.x) // side
+                targets[square] = _label_classes(row, what.values, what.color)
     return targets
+
+
+def _label_classes(row: int, values: Sequence[str], color: str) -> list[int]:
+    first, second = (value[:VALUE_SLOTS].ljust(VALUE_SLOTS) for value in (*values, "", "")[:2])
+    said = f"{row}{first}{second}{color[:1]}{color[-1:]}".ljust(LABEL_SLOTS)
+    return [0 if char == " " else ord(char) - 32 for char in said]
 
 
 def read_batch(
@@ -169,8 +184,8 @@ def read_batch(
         else _conversation(d, rng, tokens, encoding, questions, read_first, given)
         for d in documents
     ]
-    input_ids, labels = pad_answers(rows, encoding.special["pad"])
-    return ReadBatch(pixels, glyphs, cells, labelled, input_ids, labels)
+    input_ids, labels, points = pad_rows(rows, encoding.special["pad"])
+    return ReadBatch(pixels, glyphs, cells, labelled, input_ids, labels, points)
 
 
 def _with_foreign(document: Document, other: Document, rng: Random, share: float) -> Document:
@@ -181,7 +196,7 @@ def _with_foreign(document: Document, other: Document, rng: Random, share: float
 
 def _bare(
     document: Document, rng: Random, image_tokens: int, encoding: Encoding, read_first: bool, given_share: float
-) -> tuple[list[int], list[int]]:
+) -> Row:
     """The picture, then its transcription, its questions or both, without a chat around them: half the tokens."""
     special = encoding.special
     ids = [special["image"]] * image_tokens
@@ -194,13 +209,25 @@ def _bare(
         asked = [*encoding.encode(question), special["end_think"]]
         said = [*encoding.encode(answer), special["eos"][0]]
         ids, labels = ids + asked + said, labels + [IGNORED] * len(asked) + said
-    return ids, _unsaid(labels, encoding) if given else labels
+    told = [("", document.text), *turns[1:]] if turns[0][1] == text else []
+    return _pointing(document, ids, labels, told, given, encoding)
 
 
 def _transcription(document: Document, rng: Random, share: float) -> tuple[str, bool]:
     """What is read aloud, and whether it is given, with mistakes, so that only the answers behind it are learned."""
     given = bool(document.qa) and rng.random() < share
     return (misread(document.text, rng) if given else document.text), given
+
+
+def _pointing(
+    document: Document, ids: list[int], labels: list[int], told: list[tuple[str, str]], given: bool, encoding: Encoding
+) -> Row:
+    """The row with where its tokens stand, if a transcription is ``told`` first; of a ``given`` one nothing is said."""
+    if not told:
+        return ids, labels, [IGNORED] * len(ids)
+    start = ids.index(encoding.special["image"]) if encoding.special["image"] in ids else 0
+    points = pointers(labels, told, squares(document, encoding.token_pixels), start)
+    return ids, _unsaid(labels, encoding) if given else labels, points
 
 
 def _unsaid(labels: list[int], encoding: Encoding) -> list[int]:
@@ -228,7 +255,7 @@ def _conversation(
     questions: int,
     read_first: bool,
     given_share: float,
-) -> tuple[list[int], list[int]]:
+) -> Row:
     """Ids and labels of one document's turns: some questions in random order, a transcription, or this before those."""
     asked = rng.sample(document.qa, min(questions, len(document.qa)))
     text, given = _transcription(document, rng, given_share if read_first else 0.0)
@@ -242,10 +269,11 @@ def _conversation(
         content = question if messages else [{"type": "image", "image": None}, {"type": "text", "text": question}]
         messages += [{"role": "user", "content": content}, {"role": "assistant", "content": answer}]
     ids, labels = answer_labels(encoding.encode_chat(messages, add_generation_prompt=False), encoding.special)
-    labels = _unsaid(labels, encoding) if given else labels
     at = ids.index(encoding.special["image"])
     run = [encoding.special["image"]] * image_tokens
-    return ids[:at] + run + ids[at + 1 :], labels[:at] + [IGNORED] * image_tokens + labels[at + 1 :]
+    ids, labels = ids[:at] + run + ids[at + 1 :], labels[:at] + [IGNORED] * image_tokens + labels[at + 1 :]
+    told = [("", document.text), *asked[1:]] if asked[0] == transcription else []
+    return _pointing(document, ids, labels, told, given, encoding)
 
 
 def answer_labels(ids: list[int], special: dict) -> tuple[list[int], list[int]]:
@@ -346,6 +374,13 @@ def upsampling(seed: int, rng: Random) -> list[dict]:
         {"role": "user", "content": UPSAMPLE.format(prompt=prompt)},
         {"role": "assistant", "content": full},
     ]
+
+
+def pad_rows(rows: Sequence[Row], pad: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Ids, labels and pointers, each (b, n)."""
+    ids, labels = pad_answers([row[:2] for row in rows], pad)
+    points = [row[2] + [IGNORED] * (ids.shape[1] - len(row[2])) for row in rows]
+    return ids, labels, torch.tensor(points)
 
 
 def pad_answers(rows: Sequence[tuple[list[int], list[int]]], pad: int) -> tuple[Tensor, Tensor]:

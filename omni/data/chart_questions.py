@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from omni.data import vocabulary as words
 from omni.data.document_questions import Questions
-from omni.data.page import Label, Page
+from omni.data.page import Glyph, Label, Page, Tip
 
 
 class Mark(NamedTuple):
@@ -70,19 +70,35 @@ class Table:
         return [row[j] for row in self.values]
 
 
-def close(page: Page, questions: Questions, table: Table, mark: Mark, colors: list[list[str]]) -> None:
-    """Write the table down and ask about it."""
+Spot = tuple[float, float]
+
+
+def close(
+    page: Page, questions: Questions, table: Table, mark: Mark, colors: list[list[str]], spots: list[list[Spot]]
+) -> None:
+    """Write the table down, each value as read at its spot (x, y), and ask about it."""
     columns = range(len(table.series))
-    page.lines += [table.axis] if table.axis else []
+    page.reading = page.glyphs[: sum(len(line.replace(" ", "")) for line in page.lines)]  # what heads the page
+    if table.axis:
+        page.lines.append(table.axis)
+        page.reading += _printed(page, table.axis)
     tints = [row[0] if _own_colors(table, colors) else "" for row in colors]
     if len(columns) > 1:
         inks = [""] * len(columns) if table.scattered else colors[0]
         page.lines.append(_said(part for pair in zip(table.series, inks, strict=True) for part in pair))
+        for name, ink in zip(table.series, inks, strict=True):
+            page.reading += _printed(page, name)
+            page.reading += _at(ink, page.glyphs[page.placed[name]][1:])
         page.labels += [_label(page, name, (), ink) for name, ink in zip(table.series, inks, strict=True)]
     for i, (name, tint) in enumerate(zip(table.names, tints, strict=True)):
         values = tuple(table.shown(i, j) for j in columns)
         page.lines.append(_said((name, *values, tint)))
         page.labels.append(_label(page, name, values, tint))
+        page.reading += page.glyphs[page.labels[-1].start : page.labels[-1].stop]
+        for value, spot in zip((*values, tint), (*spots[i], spots[i][0]), strict=True):
+            page.reading += _at(value, spot)
+        shown = [values] if table.scattered else [(value,) for value in values]
+        page.tips += [Tip(len(page.labels) - 1, v, colors[i][j], *spots[i][j]) for j, v in enumerate(shown)]
     if table.axis:
         questions.ask(("What is the label of the axis?", "What does the axis show?"), table.axis)
     plural = "categories" if len(columns) > 1 and not table.scattered else f"{mark.noun}s"
@@ -93,6 +109,15 @@ def close(page: Page, questions: Questions, table: Table, mark: Mark, colors: li
     else:
         _ask_double(questions, table, mark)
     _check(questions, table, mark)
+
+
+def _printed(page: Page, text: str) -> list[Glyph]:
+    start = page.placed[text]
+    return page.glyphs[start : start + len(text.replace(" ", ""))]
+
+
+def _at(text: str, spot: Spot) -> list[Glyph]:
+    return [Glyph(char, *spot) for char in text if char != " "]
 
 
 def _said(parts: Iterable[str]) -> str:

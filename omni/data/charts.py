@@ -23,7 +23,7 @@ from random import Random
 from typing import NamedTuple
 
 from omni.data import vocabulary as words
-from omni.data.chart_questions import BAR, FLAT_BAR, POINT, SLICE, Scale, Table, close
+from omni.data.chart_questions import BAR, FLAT_BAR, POINT, SLICE, Scale, Spot, Table, close
 from omni.data.document_kinds import distinct, heading, title
 from omni.data.document_questions import Questions
 from omni.data.page import Cell, Color, Page
@@ -80,6 +80,7 @@ def bars(page: Page, questions: Questions) -> None:
     _grid(page, box, scale)
     slot = (box.right - box.left) / len(names)
     wide = slot * rng.uniform(0.5, 0.75) / len(series)
+    spots: list[list[Spot]] = [[] for _ in names]
     for i, name in enumerate(names):
         middle = box.left + slot * (i + 0.5)
         _put(page, name, middle, page.bottom - page.style.pitch / 2)
@@ -88,8 +89,9 @@ def bars(page: Page, questions: Questions) -> None:
             _fill(page, Box(x, y, x + wide, box.bottom), _rgb(page, colors[i][j]))
             if printed:
                 _put(page, scale.show(value), middle, y - page.style.pitch / 2, clear=True)
+            spots[i].append((x + wide / 2, y - page.style.pitch / 2 if printed else y))
     _axes(page, box, bool(scale.ticks), True)
-    close(page, questions, table, BAR, colors)
+    close(page, questions, table, BAR, colors, spots)
 
 
 def hbars(page: Page, questions: Questions) -> None:
@@ -112,6 +114,7 @@ def hbars(page: Page, questions: Questions) -> None:
     table = Table(names, series, _values(rng, names, scale, len(series)), (scale,) * len(series), axis)
     colors = _paint(inks, len(series), count)
     _grid(page, box, scale, upright=False)
+    spots: list[list[Spot]] = [[] for _ in names]
     for i, name in enumerate(names):
         middle = box.top + slot * (i + 0.5)
         _put(page, name, left - TICK, middle, "r")
@@ -120,8 +123,9 @@ def hbars(page: Page, questions: Questions) -> None:
             _fill(page, Box(left, y, x, y + thick), _rgb(page, colors[i][j]))
             if printed:
                 _put(page, scale.show(value), x + 2, y + thick / 2, "l", clear=True)
+            spots[i].append((x + 2 + page.measure(scale.show(value)) / 2 if printed else x, y + thick / 2))
     _axes(page, box, True, bool(scale.ticks))
-    close(page, questions, table, FLAT_BAR, colors)
+    close(page, questions, table, FLAT_BAR, colors, spots)
 
 
 def line(page: Page, questions: Questions) -> None:
@@ -139,6 +143,7 @@ def line(page: Page, questions: Questions) -> None:
     _grid(page, box, scale)
     _axes(page, box, bool(scale.ticks), True)
     slot = (box.right - box.left) / len(names)
+    spots: list[list[Spot]] = [[] for _ in names]
     for j in range(len(series)):
         points = [(box.left + slot * (i + 0.5), _up(box, scale, v)) for i, v in enumerate(table.column(j))]
         flat = [(x * page.scale, y * page.scale) for x, y in points]
@@ -150,10 +155,13 @@ def line(page: Page, questions: Questions) -> None:
             below = before <= y >= after and y + pitch + 3 < box.bottom
             aside = 0.0 if below else (after < y < before or (before < y < after and -1)) * 0.45
             wide = page.measure(table.shown(i))
-            _put(page, table.shown(i), x - aside * wide, y + (1 if below else -1) * (pitch / 2 + 2), clear=True)
+            spots[i].append((x - aside * wide, y + (1 if below else -1) * (pitch / 2 + 2)))
+            _put(page, table.shown(i), *spots[i][0], clear=True)
+        for own, point in zip(() if printed else spots, () if printed else points, strict=True):
+            own.append(point)
     for i, name in enumerate(names):
         _put(page, name, box.left + slot * (i + 0.5), page.bottom - pitch / 2)
-    close(page, questions, table, POINT, colors)
+    close(page, questions, table, POINT, colors, spots)
 
 
 def pie(page: Page, questions: Questions) -> None:
@@ -178,10 +186,12 @@ def pie(page: Page, questions: Questions) -> None:
         x, y = page.left + page.span / 2, page.top + 3 + radius
         first, top = page.left + (page.span - wide) / 2, page.bottom - count * pitch
     colors = [[name] for name in rng.sample(sorted(COLORS), count)]
-    _slices(page, x, y, radius, table, colors, inside)
+    spots = _slices(page, x, y, radius, table, colors, inside)
     for i, text in enumerate(entries):
         _swatch(page, first, top + (i + 0.5) * pitch, text, COLORS[colors[i][0]])
-    close(page, questions, table, SLICE, colors)
+        value = page.glyphs[page.placed[text] + len(names[i].replace(" ", "")) :]
+        spots[i] = [value[0][1:]] if value else spots[i]
+    close(page, questions, table, SLICE, colors, spots)
 
 
 def dots(page: Page, questions: Questions) -> None:
@@ -201,6 +211,7 @@ def dots(page: Page, questions: Questions) -> None:
     _axes(page, box, True, True)
     placed: dict[str, tuple[float, float]] = {}
     cells: dict[str, tuple[int, float]] = {}  # row of 16 pixels and place in it, for the order of reading
+    spots: dict[str, Spot] = {}
     taken: list[Box] = []
     single = rng.random() < 0.3
     wanted = rng.randint(LEAST, 5)
@@ -217,7 +228,7 @@ def dots(page: Page, questions: Questions) -> None:
         fresh = not any(_alike(name, other) for other in placed)
         if not label or not fresh or any(label.meets(other) for other in taken):
             continue
-        placed[name], cells[name] = value, (int(y // 16), x)
+        placed[name], cells[name], spots[name] = value, (int(y // 16), x), (x, y)
         taken.append(label)
         _put(page, name, x + 5 if label is sides[0] else x - 5, y, "l" if label is sides[0] else "r", clear=True)
         _marker(page, x, y, _rgb(page, ink))
@@ -225,7 +236,7 @@ def dots(page: Page, questions: Questions) -> None:
             break
     names = tuple(sorted(placed, key=cells.__getitem__))
     table = Table(names, (across, upward), tuple(placed[name] for name in names), (run, rise))
-    close(page, questions, table, POINT, [[ink, ink] for _ in names])
+    close(page, questions, table, POINT, [[ink, ink] for _ in names], [[spots[name]] * 2 for name in names])
 
 
 # -- what is drawn ---------------------------------------------------------------------------------------------------
@@ -432,18 +443,23 @@ def _axes(page: Page, box: Box, upright: bool, level: bool) -> None:
         _fill(page, Box(box.left - 1, box.bottom, box.right, box.bottom + 1), page.style.ink)
 
 
-def _slices(page: Page, x: float, y: float, radius: float, table: Table, colors: list[list[str]], inside: bool) -> None:
+def _slices(
+    page: Page, x: float, y: float, radius: float, table: Table, colors: list[list[str]], inside: bool
+) -> list[list[Spot]]:
+    """Returns where each slice's value stands, or would."""
+    spots = []
     start, scale = page.rng.uniform(-90, 270), page.scale
     corners = [round(v * scale) for v in (x - radius, y - radius, x + radius, y + radius)]
     for i, (share,) in enumerate(table.values):
         end, color = start + 3.6 * share, COLORS[colors[i][0]]
         page.draw.pieslice(corners, start, end, fill=color, outline=page.style.paper, width=scale)
+        middle = math.radians((start + end) / 2)
+        spots.append([(x + 0.64 * radius * math.cos(middle), y + 0.64 * radius * math.sin(middle))])
         if inside:
-            middle = math.radians((start + end) / 2)
             dark = sum(color) < 400
-            spot = x + 0.64 * radius * math.cos(middle), y + 0.64 * radius * math.sin(middle)
-            _put(page, table.shown(i), *spot, ink=(255, 255, 255) if dark else (0, 0, 0))
+            _put(page, table.shown(i), *spots[i][0], ink=(255, 255, 255) if dark else (0, 0, 0))
         start = end
+    return spots
 
 
 CHARTS: dict[str, Callable[[Page, Questions], None]] = {

@@ -13,7 +13,7 @@ from omni.data import vocabulary as words
 from omni.data.charts import CHARTS
 from omni.data.document_kinds import KINDS, distinct
 from omni.data.document_questions import MAX_ANSWER, Questions
-from omni.data.page import Cell, Glyph, Label, Page, sample_style
+from omni.data.page import Cell, Glyph, Label, Page, Tip, sample_style
 
 LEVELS = ("word", "line", "lines", "page", "chart")
 SIZES = {  # (height, width) in pixels
@@ -36,7 +36,9 @@ class Document:
     text: str  # in reading order, lines joined by "\n"; of a chart its table, see ``omni.data.charts``
     qa: tuple[tuple[str, str], ...]  # questions and their answers as printed
     glyphs: tuple[Glyph, ...]  # what is printed, spaces left out; in the order of ``text`` except on charts
+    reading: tuple[Glyph, ...]  # each character of ``text`` but the spaces, where it is read: of a value, at its mark
     labels: tuple[Label, ...]  # what names the rows of a table, form or chart
+    tips: tuple[Tip, ...]  # where the values of a chart are shown
     kind: str  # a key of ``KINDS`` or ``CHARTS``, or the level for anything less than a page
 
 
@@ -100,8 +102,8 @@ def _draw_chart(rng: Random, height: int, width: int) -> Document:
 
 
 def _finish(page: Page, qa: tuple[tuple[str, str], ...], kind: str) -> Document:
-    image, glyphs = page.finish()
-    return Document(image, "\n".join(page.lines), qa, glyphs, tuple(page.labels), kind)
+    image, text = page.finish(), "\n".join(page.lines)
+    return Document(image, text, qa, *map(tuple, (page.glyphs, page.reading, page.labels, page.tips)), kind)
 
 
 def _strip(rng: Random, height: int, width: int, rows: int) -> Page:

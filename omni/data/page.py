@@ -46,6 +46,16 @@ class Label(NamedTuple):
     color: str = ""
 
 
+class Tip(NamedTuple):
+    """Where a chart shows values: the end of a bar, a point, a slice, or what is printed for it."""
+
+    row: int  # of the label that names it
+    values: tuple[str, ...]
+    color: str
+    x: float
+    y: float
+
+
 @dataclass(frozen=True)
 class Family:
     """Font files of one type family and the smallest size, in pixels, at which it can be read."""
@@ -174,6 +184,8 @@ class Page:
         self.glyphs: list[Glyph] = []
         self.placed: dict[str, int] = {}  # where among the glyphs a text that stands for itself begins
         self.labels: list[Label] = []  # from the top, or in the order of the transcription
+        self.tips: list[Tip] = []
+        self.reading: list[Glyph] = []  # where the transcription can be read, if that is not the print's own order
 
     @property
     def room(self) -> int:
@@ -290,15 +302,18 @@ class Page:
         corners[2], corners[3] = max(corners[2], corners[0]), max(corners[3], corners[1])
         self.draw.rectangle(corners, fill=fill, outline=outline)
 
-    def finish(self) -> tuple[np.ndarray, tuple[Glyph, ...]]:
-        """The page as (height, width, 3) uint8 and the character centres in it."""
-        image, glyphs = self.image, self.glyphs
+    def finish(self) -> np.ndarray:
+        """The page as (height, width, 3) uint8; all that knows its place on it is moved along."""
+        image = self.image
+        self.reading = self.reading or list(self.glyphs)
         if self.style.angle or self.style.keystone:
             matrix = _bend(self.rng, self.height, self.width, self.style)
-            image, glyphs = _warp(image, matrix, self.scale, self.rng, self.style), _move(glyphs, matrix)
+            image = _warp(image, matrix, self.scale, self.rng, self.style)
+            for placed in (self.glyphs, self.reading, self.tips):
+                placed[:] = _move(placed, matrix)
         if self.scale > 1:
             image = image.reduce(self.scale)
-        return _weather(self.rng, image), tuple(glyphs)
+        return _weather(self.rng, image)
 
 
 def _bend(rng: Random, height: int, width: int, style: Style) -> np.ndarray:
@@ -329,12 +344,12 @@ def _warp(image: Image.Image, matrix: np.ndarray, scale: int, rng: Random, style
     return image.transform(image.size, method, coefficients, Image.Resampling.BILINEAR, fillcolor=ground)
 
 
-def _move(glyphs: Sequence[Glyph], matrix: np.ndarray) -> list[Glyph]:
-    if not glyphs:
+def _move(placed: Sequence[Glyph | Tip], matrix: np.ndarray) -> list[Glyph | Tip]:
+    if not placed:
         return []
-    points = np.array([(g.x, g.y, 1.0) for g in glyphs]) @ matrix.T
+    points = np.array([(p.x, p.y, 1.0) for p in placed]) @ matrix.T
     points = (points[:, :2] / points[:, 2:]).tolist()
-    return [Glyph(g.char, x, y) for g, (x, y) in zip(glyphs, points, strict=True)]
+    return [p._replace(x=x, y=y) for p, (x, y) in zip(placed, points, strict=True)]
 
 
 def _weather(rng: Random, image: Image.Image) -> np.ndarray:

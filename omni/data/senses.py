@@ -14,10 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from omni.data.batches import IGNORED, TRANSCRIBE, Batch, Encoding, answer_labels, pad_answers, to_pixels
+from omni.data.batches import IGNORED, TRANSCRIBE, Batch, Encoding, Row, answer_labels, pad_rows, to_pixels
 from omni.data.clip_log import event_log, event_targets, still_targets
 from omni.data.clips import Clip, clip_targets, sample_clip
 from omni.data.films import Film, sample_film, screen_targets
+from omni.data.pointers import pointers
 from omni.data.scenes import Thing
 from omni.data.sights import box, box_targets, box_text, cell_of, full_name, sample_sight, sight_targets
 from omni.data.sounds import Sound, sample_sound, sound_targets
@@ -35,6 +36,7 @@ class SenseBatch(Batch):
 
     input_ids: Tensor  # (b, n) right-padded
     labels: Tensor  # (b, n) next tokens; IGNORED outside the answers
+    points: Tensor  # (b, n) where each token that is said stands before; IGNORED if nowhere
     frames: Tensor | None = None  # (b, T, 3, H, W) in [0, 1]; still pictures (b, 1, 3, H, W)
     shown: Tensor | None = None  # (b, units, tokens, 3) classes of shape, colour and motion
     events: Tensor | None = None  # (b, units, tokens, 4) classes of what happens at each token, once it is read
@@ -75,8 +77,8 @@ def watch_batch(
         )
         for c in clips
     ]
-    ids, labels = _rows(told, rng, encoding, questions, read_first)
-    return SenseBatch(ids, labels, _frames([c.frames for c in clips]), **_moving(clips, encoding))
+    ids, labels, points = _rows(told, rng, encoding, questions, read_first)
+    return SenseBatch(ids, labels, points, _frames([c.frames for c in clips]), **_moving(clips, encoding))
 
 
 def listing(things: Sequence[Thing]) -> str:
@@ -98,9 +100,9 @@ def look_batch(seed: int, size: int, encoding: Encoding, questions: int, read_fi
     shown = np.stack([sight_targets(s, encoding.token_pixels) for s in sights])[:, None]
     shown = np.concatenate([shown, np.full((*shown.shape[:-1], 1), IGNORED)], axis=-1)
     boxes = torch.from_numpy(np.stack([box_targets(s, encoding.token_pixels) for s in sights])[:, None])
-    ids, labels = _rows(told, rng, encoding, questions, read_first)
+    ids, labels, points = _rows(told, rng, encoding, questions, read_first)
     events = torch.from_numpy(np.stack([still_targets(s, encoding.token_pixels) for s in sights])[:, None])
-    return SenseBatch(ids, labels, _frames(images), torch.from_numpy(shown), events, boxes)
+    return SenseBatch(ids, labels, points, _frames(images), torch.from_numpy(shown), events, boxes)
 
 
 def listen_batch(
@@ -114,8 +116,8 @@ def listen_batch(
         Told("audio", encoding.names["sound"], [encoding.sound_tokens(len(f))], r.qa[0], r.qa[1:])
         for r, f in zip(recordings, features, strict=True)
     ]
-    ids, labels = _rows(told, rng, encoding, questions, read_first)
-    return SenseBatch(ids, labels, **_sounds(recordings, features, encoding))
+    ids, labels, points = _rows(told, rng, encoding, questions, read_first)
+    return SenseBatch(ids, labels, points, **_sounds(recordings, features, encoding))
 
 
 def film_batch(seed: int, size: int, encoding: Encoding, questions: int, read_first: float) -> SenseBatch:
@@ -131,14 +133,14 @@ def film_batch(seed: int, size: int, encoding: Encoding, questions: int, read_fi
         text = _video_text(film, encoding) + encoding.names["sound"]
         counts = [*[tokens] * (most // encoding.tubelet), encoding.sound_tokens(len(heard))]
         told.append(Told("video", text, counts, film.qa[0], film.qa[1:]))
-    ids, labels = _rows(told, rng, encoding, questions, read_first)
+    ids, labels, points = _rows(told, rng, encoding, questions, read_first)
     sounds = _sounds(films, features, encoding)
     screen = torch.full((*sounds["heard"].shape, 2), IGNORED)
     for row, film, heard in zip(screen, films, features, strict=True):
         own = encoding.sound_tokens(len(heard))
         row[:own] = torch.from_numpy(screen_targets(film, own))
     return SenseBatch(
-        ids, labels, _frames([f.frames for f in films]), **_moving(films, encoding), **sounds, screen=screen
+        ids, labels, points, _frames([f.frames for f in films]), **_moving(films, encoding), **sounds, screen=screen
     )
 
 
@@ -154,13 +156,13 @@ def _held(film: Film, most: int) -> Film:
 
 def _rows(
     told: Sequence[Told], rng: Random, encoding: Encoding, questions: int, read_first: float
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     rows = [_row(one, rng, encoding, questions, rng.random() < read_first) for one in told]
-    return pad_answers(rows, encoding.special["pad"])
+    return pad_rows(rows, encoding.special["pad"])
 
 
-def _row(told: Told, rng: Random, encoding: Encoding, questions: int, read_first: bool) -> tuple[list[int], list[int]]:
-    """Ids and labels of some questions in random order, or of all of it told before them."""
+def _row(told: Told, rng: Random, encoding: Encoding, questions: int, read_first: bool) -> Row:
+    """Some questions in random order, or all of it told before them."""
     turns = rng.sample(list(told.qa), min(questions, len(told.qa)))
     if told.aloud and (read_first or not turns or rng.random() < 0.25):
         turns = [told.aloud, *turns] if read_first else [told.aloud]
@@ -169,7 +171,9 @@ def _row(told: Told, rng: Random, encoding: Encoding, questions: int, read_first
         content = question if messages else [{"type": told.kind, told.kind: ""}, {"type": "text", "text": question}]
         messages += [{"role": "user", "content": content}, {"role": "assistant", "content": answer}]
     ids = encoding.encode_chat(messages, add_generation_prompt=False, media=[told.text])
-    return expanded(*answer_labels(ids, encoding.special), encoding.placeholders, told.counts)
+    ids, labels = expanded(*answer_labels(ids, encoding.special), encoding.placeholders, told.counts)
+    aloud = bool(turns) and turns[0] == told.aloud
+    return ids, labels, pointers(labels, turns) if aloud else [IGNORED] * len(ids)
 
 
 def expanded(

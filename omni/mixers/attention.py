@@ -35,7 +35,7 @@ class Attention(nn.Module):
         slot: AttentionSlot | None = None,
         context: AttentionSlot | None = None,
     ) -> Tensor:
-        q, k, v = self._heads(x, layout)
+        q, k, v = self.project(x, layout)
         if slot is not None:
             k = slot.k.append(k, layout.held, layout.places)
             v = slot.v.append(v, layout.held, layout.places)
@@ -45,7 +45,7 @@ class Attention(nn.Module):
         out = attend(q, k, v, causal=layout.causal and layout.n > 1, mask=layout.mask)
         return self.o_proj(out.transpose(1, 2).flatten(2))
 
-    def _heads(self, x: Tensor, layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
+    def project(self, x: Tensor, layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
         """Queries (b, H, n, p), keys and values (b, K, n, p)."""
         p = self.config.head_dim
         q, k, v = (f(x).unflatten(-1, (-1, p)).transpose(1, 2) for f in (self.q_proj, self.k_proj, self.v_proj))

@@ -1,0 +1,162 @@
+"""Where each token that is said stands before: in the picture or in what was told; and the loss that asks for it."""
+
+import pytest
+import torch
+
+import omni
+from omni.data.batches import Encoding, read_batch
+from omni.data.documents import sample_document
+from omni.data.pointers import looked_up, pointers, squares
+from omni.data.senses import look_batch, watch_batch
+from omni.inputs import Inputs
+from omni.losses import IGNORED, pointed
+from omni.tokenizers.bytes import ByteTokenizer
+from omni.training import Pointer, encoding
+
+
+@pytest.fixture(scope="module")
+def words() -> Encoding:
+    t = ByteTokenizer()
+    return Encoding(t.encode, t.encode_chat, t.special, patch=8, token_pixels=16, latent_pixels=8)
+
+
+@pytest.mark.parametrize("level", ["word", "lines", "page", "chart"])
+def test_every_character_is_read_somewhere_on_the_page(level):
+    for seed in range(60):
+        document = sample_document(seed, level)
+        assert "".join(g.char for g in document.reading) == "".join(document.text.split())
+        height, width = document.image.shape[:2]
+        assert all(0 <= g.x < width and 0 <= g.y < height for g in document.reading)
+        printed = set(document.glyphs)
+        assert level == "chart" or set(document.reading) <= printed
+        # A name of a chart is read where it is printed, its value at its mark.
+        names = [document.glyphs[label.start] for label in document.labels]
+        assert set(names) <= set(document.reading)
+
+
+def test_squares_follow_the_print():
+    document = sample_document(3, "page")
+    found, columns = squares(document, 16), document.image.shape[1] // 16
+    assert [place == IGNORED for place in found] == [char.isspace() for char in document.text]
+    glyphs = iter(document.reading)
+    for place in found:
+        if place != IGNORED:
+            _, x, y = next(glyphs)
+            assert divmod(place, columns) == (int(y // 16), int(x // 16))
+
+
+TABLE = "Kelvo sales\nQ1 5% red\nQ2 12% blue\nQ3 5% pink\nSum 2.5"
+
+
+@pytest.mark.parametrize(
+    ("question", "answer", "line"),
+    [
+        ("What is Q2?", "12%", "Q2 12% blue"),
+        ("What is the value of Q3?", "5%", "Q3 5% pink"),  # of two, that on the line asked for
+        ("What is shown?", "5%", None),  # either
+        ("What is the title?", "Kelvo sales", "Kelvo sales"),
+        ("Which bar is red?", "Q1", "Q1 5% red"),
+        ("How many bars are there?", "12", None),
+        ("Is there a bar for blue?", "yes", None),
+        ("What is 2?", "2", None),  # neither in Q2 nor in 12 or 2.5
+        ("What is the sum?", "2.5", "Sum 2.5"),
+        ("What is the difference?", "7%", None),
+    ],
+)
+def test_answers_are_looked_up_where_they_stand_for_themselves(question, answer, line):
+    at = looked_up(question, answer, TABLE)
+    if line is None:
+        assert at is None
+    else:
+        assert TABLE[at:].startswith(answer)
+        assert line in TABLE[TABLE.rfind("\n", 0, at) + 1 :].split("\n")[0]
+
+
+def test_pointers_lead_from_the_answer_to_the_table():
+    text, answer = "Tea 3.50\nBus 2", "3.50"
+    x = IGNORED
+    labels = [x, x, x, *range(100, 100 + len(text) + 1), x, x, *range(200, 205), x]
+    found = pointers(labels, [("", text), ("How much is Tea?", answer)], seen=[0, 1, x] + [2] * 5, start=1)
+    assert found[:12] == [x, x, x, 1, 2, x, 3, 3, 3, 3, 3, x]
+    begin = 3 + len(text) + 1 + 2
+    assert found[begin : begin + 6] == [3 + 4, 3 + 5, 3 + 6, 3 + 7, x, x]
+
+
+@pytest.mark.parametrize("bare", [False, True])
+@pytest.mark.parametrize("level", ["page", "chart"])
+def test_tokens_of_a_page_point_at_their_square_or_at_themselves(words, level, bare):
+    batch = read_batch(7, 8, level, words, bare=bare, read_first=True, given=0.5, questions=8)
+    image, looked, read, alike = words.special["image"], 0, 0, 0
+    for ids, points, cells in zip(batch.input_ids.tolist(), batch.points.tolist(), batch.cells, strict=True):
+        first = ids.index(image)
+        for i, at in enumerate(points):
+            if at == IGNORED:
+                continue
+            assert at < i
+            if ids[at] == image:
+                read += 1
+                alike += chr(words_of(ids[i])) in {chr(c + 32) for c in cells[at - first].tolist() if c}
+            else:
+                looked += ids[at] == ids[i]
+    assert looked > 20
+    assert read > 200
+    # Up to five characters of a square are named; values of charts need not be printed, given ones have mistakes.
+    assert alike > (0.85 if level == "page" else 0.4) * read
+    plain = read_batch(7, 8, level, words, bare=bare, questions=8)
+    assert int((plain.points != IGNORED).sum()) <= int((batch.points != IGNORED).sum())
+
+
+def words_of(token: int) -> int:
+    return ByteTokenizer().decode([token]).encode()[0]
+
+
+def test_answers_about_pictures_and_clips_point_at_what_was_told():
+    model = omni.load("tiny")
+    for make in (watch_batch, look_batch):
+        batch = make(11, 12, encoding(model), 5, 1.0)
+        own = batch.points != IGNORED
+        assert own.sum() > 20
+        there = batch.input_ids.gather(1, batch.points.clamp(min=0))
+        assert torch.equal(there[own], batch.input_ids[own])
+
+
+def test_the_loss_is_the_cross_entropy_of_causal_attention():
+    generator = torch.Generator().manual_seed(0)
+    q, k = torch.randn(2, 2, 7, 4, generator=generator).unbind(0)
+    targets = torch.full((2, 7), IGNORED)
+    targets[0, 3], targets[0, 6], targets[1, 5] = 0, 5, 2
+    said = []
+    for row, i in ((0, 3), (0, 6), (1, 5)):
+        scores = (k[row, :i] @ q[row, i - 1]) / 2  # the token before has to say it, and sees itself
+        said.append(scores.logsumexp(0) - scores[targets[row, i]])
+    torch.testing.assert_close(pointed(q, k, targets), torch.stack(said).mean())
+    assert float(pointed(q, k, torch.full((2, 7), IGNORED))) == 0
+
+
+def test_the_pointer_is_the_attention_that_the_model_computes():
+    model = omni.load("tiny", dtype=torch.float32).train()
+    pointer = Pointer(model)
+    ids = torch.randint(40, 120, (2, 30), generator=torch.Generator().manual_seed(1))
+    targets = torch.full((2, 30), IGNORED)
+    targets[:, 20:] = 4
+    with torch.no_grad():
+        model.read(Inputs(ids))
+    with pytest.raises(ValueError, match="pointer_weight"):
+        pointer.loss(targets)  # nothing is kept of what is not learned from
+    model.read(Inputs(ids))
+    loss = pointer.loss(targets)
+    layers = [block.mixer for block in model.context.blocks if block.letter == "*"]
+    loss.backward()
+    assert all(layer.q_proj.weight.grad.abs().sum() > 0 for layer in layers)
+    per = layers[-1].config.head_dim
+    assert not layers[-1].q_proj.weight.grad[per:].any()  # one head is asked, the others are free
+    for _ in range(30):
+        for p in model.parameters():
+            p.grad = None
+        model.read(Inputs(ids))
+        now = pointer.loss(targets)
+        now.backward()
+        with torch.no_grad():
+            for p in (layers[-1].q_proj.weight, layers[-1].k_proj.weight):
+                p -= 0.02 * p.grad / p.grad.norm()
+    assert now.item() < 0.7 * loss.item()

@@ -186,7 +186,7 @@ class OmniTraining(L.LightningModule):
         for name, head, states in zip(("cell", "cell_read"), self.cell_heads, (tokens, seen), strict=True):
             named = head(states).unflatten(-1, (CELL_SLOTS, GLYPH_CLASSES))
             parts[name] = (plan.cell_weight, losses.glyphs(named, batch.cells))
-        own = batch.labelled[..., 0] != losses.IGNORED
+        own = (batch.labelled != losses.IGNORED).any(dim=-1)
         if plan.label_weight and bool(own.any()):
             for name, head, states in zip(("label", "label_read"), self.label_heads, (tokens, seen), strict=True):
                 named = head(states[own]).unflatten(-1, (LABEL_SLOTS, GLYPH_CLASSES))

@@ -66,6 +66,7 @@ def test_labels_tell_their_row_and_values():
             own = {"".join(chr(c + 32) for c in row[1:]) for row in targets if row[0] == ord(str(i)) - 32}
             at_tips = {_told(tip) for tip in document.tips if tip.row == i}
             assert own <= {_told(label)} | at_tips
+            assert all(row[0] != IGNORED or row[-1] == IGNORED or set(row[:-2]) == {IGNORED} for row in targets)
             told += _told(label) in own
             shown += bool(at_tips & own)
     assert told > 100
@@ -92,6 +93,26 @@ def test_a_value_is_shown_where_its_bar_ends():
                 checked += 1
                 assert np.flatnonzero(column)[0] - 20 <= tip.y <= np.flatnonzero(column)[0] + 3
     assert checked > 10
+
+
+def test_colours_of_charts_are_where_they_are_said_to_be():
+    """Nearest of all colours, in good light; what is printed on them may hide some."""
+    names = list(CHART_COLORS)
+    palette = np.array([CHART_COLORS[name] for name in names], float)
+    right = []
+    for seed in range(60):
+        document = sample_document(seed, "chart")
+        height, width = document.image.shape[:2]
+        for tint in document.tints:
+            assert 0 <= tint.x < width
+            assert 0 <= tint.y < height
+            pixel = document.image[int(tint.y), int(tint.x)]
+            right.append(names[int(np.abs(palette - pixel).sum(-1).argmin())] == tint.color)
+        squares = label_targets(document, 16)
+        alone = (squares[:, 0] == IGNORED) & (squares[:, -1] != IGNORED)
+        assert not alone.any() or document.tints
+    assert len(right) > 1000
+    assert np.mean(right) > 0.85
 
 
 def test_things_to_be_counted_are_all_the_first():

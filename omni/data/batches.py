@@ -122,13 +122,13 @@ def cell_targets(document: Document, side: int) -> np.ndarray:
 def label_targets(document: Document, side: int) -> np.ndarray:
     """(tokens, LABEL_SLOTS) of the first label within each square of pixels: its row, as a digit, and its values.
 
-    Where no label stands, but a chart shows a value, it is those of the value.
+    Where no label stands, but a chart shows a value, it is those of the value; where there is only a colour, that.
     """
     height, width = document.image.shape[:2]
     columns = width // side
     targets = np.full((height // side * columns, LABEL_SLOTS), IGNORED, dtype=np.int64)
     labels = [(row, label, document.glyphs[label.start : label.stop]) for row, label in enumerate(document.labels)]
-    tips = [(tip.row, tip, [tip]) for tip in document.tips]
+    tips = [(tip.row, tip, [tip]) for tip in (*document.tips, *document.tints)]
     for row, what, places in reversed(labels + tips):  # the first has the last word
         for place in places if row < 10 else ():
             if 0 <= place.x < width and 0 <= place.y < height:
@@ -138,9 +138,11 @@ def label_targets(document: Document, side: int) -> np.ndarray:
 
 
 def _label_classes(row: int, values: Sequence[str], color: str) -> list[int]:
+    """Classes of each slot; of a colour alone only those of the colour."""
     first, second = (value[:VALUE_SLOTS].ljust(VALUE_SLOTS) for value in (*values, "", "")[:2])
-    said = f"{row}{first}{second}{color[:1]}{color[-1:]}".ljust(LABEL_SLOTS)
-    return [0 if char == " " else ord(char) - 32 for char in said]
+    said = f"{max(row, 0)}{first}{second}{color[:1]}{color[-1:]}".ljust(LABEL_SLOTS)
+    classes = [0 if char == " " else ord(char) - 32 for char in said]
+    return classes if row >= 0 else [IGNORED] * (LABEL_SLOTS - 2) + classes[-2:]
 
 
 def read_batch(

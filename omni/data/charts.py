@@ -26,7 +26,7 @@ from omni.data import vocabulary as words
 from omni.data.chart_questions import BAR, FLAT_BAR, POINT, SLICE, Scale, Spot, Table, close
 from omni.data.document_kinds import distinct, heading, title
 from omni.data.document_questions import Questions
-from omni.data.page import Cell, Color, Page
+from omni.data.page import Cell, Color, Page, Tip
 
 COLORS: dict[str, Color] = {
     "red": (214, 48, 44),
@@ -87,6 +87,7 @@ def bars(page: Page, questions: Questions) -> None:
         for j, value in enumerate(table.values[i]):
             x, y = middle + (j - len(series) / 2) * wide, _up(box, scale, value)
             _fill(page, Box(x, y, x + wide, box.bottom), _rgb(page, colors[i][j]))
+            _tint(page, colors[i][j], (x + wide / 2, y), (x + wide / 2, box.bottom))
             if printed:
                 _put(page, scale.show(value), middle, y - page.style.pitch / 2, clear=True)
             spots[i].append((x + wide / 2, y - page.style.pitch / 2 if printed else y))
@@ -121,6 +122,7 @@ def hbars(page: Page, questions: Questions) -> None:
         for j, value in enumerate(table.values[i]):
             x, y = _along(box, scale, value), middle + (j - len(series) / 2) * thick
             _fill(page, Box(left, y, x, y + thick), _rgb(page, colors[i][j]))
+            _tint(page, colors[i][j], (x, y + thick / 2), (left, y + thick / 2))
             if printed:
                 _put(page, scale.show(value), x + 2, y + thick / 2, "l", clear=True)
             spots[i].append((x + 2 + page.measure(scale.show(value)) / 2 if printed else x, y + thick / 2))
@@ -148,6 +150,8 @@ def line(page: Page, questions: Questions) -> None:
         points = [(box.left + slot * (i + 0.5), _up(box, scale, v)) for i, v in enumerate(table.column(j))]
         flat = [(x * page.scale, y * page.scale) for x, y in points]
         page.draw.line(flat, fill=_rgb(page, inks[j]), width=round(1.5 * page.scale))
+        for start, end in pairwise(points):
+            _tint(page, inks[j], start, end)
         for x, y in points:
             _marker(page, x, y, _rgb(page, inks[j]), square=j == 1)
         for i, (x, y) in enumerate(points if printed else ()):
@@ -188,7 +192,7 @@ def pie(page: Page, questions: Questions) -> None:
     colors = [[name] for name in rng.sample(sorted(COLORS), count)]
     spots = _slices(page, x, y, radius, table, colors, inside)
     for i, text in enumerate(entries):
-        _swatch(page, first, top + (i + 0.5) * pitch, text, COLORS[colors[i][0]])
+        _swatch(page, first, top + (i + 0.5) * pitch, text, colors[i][0])
         value = page.glyphs[page.placed[text] + len(names[i].replace(" ", "")) :]
         spots[i] = [value[0][1:]] if value else spots[i]
     close(page, questions, table, SLICE, colors, spots)
@@ -265,7 +269,7 @@ def _open(page: Page, questions: Questions, two: float) -> tuple[tuple[str, ...]
     if rng.random() < two and roomy:
         series = tuple(_names(page, 2, page.span / 2 - SWATCH - 6, turns=0))
         for j, name in enumerate(series):
-            _swatch(page, page.left + j * page.span / 2, page.top + page.style.pitch / 2, name, COLORS[inks[j]])
+            _swatch(page, page.left + j * page.span / 2, page.top + page.style.pitch / 2, name, inks[j])
         page.top += page.style.pitch
     elif rng.random() < 0.6:
         inks = [rng.choice(("", inks[0]))]
@@ -403,9 +407,18 @@ def _marker(page: Page, x: float, y: float, color: Color, square: bool = False) 
     (page.draw.rectangle if square else page.draw.ellipse)(box, fill=color)
 
 
-def _swatch(page: Page, x: float, y: float, text: str, color: Color) -> None:
-    _fill(page, Box(x, y - SWATCH / 2, x + SWATCH, y + SWATCH / 2), color)
+def _swatch(page: Page, x: float, y: float, text: str, color: str) -> None:
+    _fill(page, Box(x, y - SWATCH / 2, x + SWATCH, y + SWATCH / 2), COLORS[color])
+    _tint(page, color, (x + SWATCH / 2, y), (x + SWATCH / 2, y))
     _put(page, text, x + SWATCH + 3, y, "l")
+
+
+def _tint(page: Page, color: str, start: Spot, end: Spot) -> None:
+    """Remember that there is a colour from ``start`` to ``end``."""
+    steps = 1 + int(math.dist(start, end) // 8)
+    shares = [(k + 0.5) / steps for k in range(steps)]
+    places = [[a + (b - a) * share for a, b in zip(start, end, strict=True)] for share in shares]
+    page.tints += [Tip(-1, (), color, *place) for place in places if color]
 
 
 def _up(box: Box, scale: Scale, value: float) -> float:
@@ -453,6 +466,10 @@ def _slices(
     for i, (share,) in enumerate(table.values):
         end, color = start + 3.6 * share, COLORS[colors[i][0]]
         page.draw.pieslice(corners, start, end, fill=color, outline=page.style.paper, width=scale)
+        for angle in range(round(start) + 6, round(end) - 5, 12):
+            turn = math.cos(math.radians(angle)), math.sin(math.radians(angle))
+            rim = x + 0.9 * radius * turn[0], y + 0.9 * radius * turn[1]
+            _tint(page, colors[i][0], rim, (x + 0.3 * radius * turn[0], y + 0.3 * radius * turn[1]))
         middle = math.radians((start + end) / 2)
         spots.append([(x + 0.64 * radius * math.cos(middle), y + 0.64 * radius * math.sin(middle))])
         if inside:

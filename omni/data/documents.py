@@ -39,6 +39,7 @@ class Document:
     reading: tuple[Glyph, ...]  # each character of ``text`` but the spaces, where it is read: of a value, at its mark
     labels: tuple[Label, ...]  # what names the rows of a table, form or chart
     tips: tuple[Tip, ...]  # where the values of a chart are shown
+    tints: tuple[Tip, ...]  # where its colours are
     kind: str  # a key of ``KINDS`` or ``CHARTS``, or the level for anything less than a page
 
 
@@ -103,7 +104,8 @@ def _draw_chart(rng: Random, height: int, width: int) -> Document:
 
 def _finish(page: Page, qa: tuple[tuple[str, str], ...], kind: str) -> Document:
     image, text = page.finish(), "\n".join(page.lines)
-    return Document(image, text, qa, *map(tuple, (page.glyphs, page.reading, page.labels, page.tips)), kind)
+    known = map(tuple, (page.glyphs, page.reading, page.labels, page.tips, page.tints))
+    return Document(image, text, qa, *known, kind)
 
 
 def _strip(rng: Random, height: int, width: int, rows: int) -> Page:

@@ -47,10 +47,10 @@ class Label(NamedTuple):
 
 
 class Tip(NamedTuple):
-    """Where a chart shows values: the end of a bar, a point, a slice, or what is printed for it."""
+    """Where a chart shows values: the end of a bar, a point, a slice, or what is printed for it. Or just a colour."""
 
     row: int  # of the label that names it
-    values: tuple[str, ...]
+    values: tuple[str, ...]  # none where only the colour is shown
     color: str
     x: float
     y: float
@@ -185,6 +185,7 @@ class Page:
         self.placed: dict[str, int] = {}  # where among the glyphs a text that stands for itself begins
         self.labels: list[Label] = []  # from the top, or in the order of the transcription
         self.tips: list[Tip] = []
+        self.tints: list[Tip] = []  # where there is a colour that is asked for
         self.reading: list[Glyph] = []  # where the transcription can be read, if that is not the print's own order
 
     @property
@@ -309,7 +310,7 @@ class Page:
         if self.style.angle or self.style.keystone:
             matrix = _bend(self.rng, self.height, self.width, self.style)
             image = _warp(image, matrix, self.scale, self.rng, self.style)
-            for placed in (self.glyphs, self.reading, self.tips):
+            for placed in (self.glyphs, self.reading, self.tips, self.tints):
                 placed[:] = _move(placed, matrix)
         if self.scale > 1:
             image = image.reduce(self.scale)

@@ -52,13 +52,13 @@ from omni.data.sounds import UNITS
 from omni.decoders.flow import interpolate, sample_times
 from omni.encoders.reduction import retention_mask
 from omni.inputs import Inputs
-from omni.mixers.layout import Layout
 from omni.mixers.moe import Router
 from omni.model import Omni
 from omni.optim import optimizer
 from omni.recipe import SENSES, DrawPlan, ReadPlan, Recipe, SensePlan, TalkPlan, load_recipe, scaled
 from omni.tokenizers.bytes import ByteTokenizer
 from omni.tokenizers.latent import PixelCodec
+from omni.training_parts import Average, Pointer
 
 SHOWN_CLASSES = (*CLIP_CLASSES, *[BOX_BINS] * 4, *EVENT_CLASSES)  # of what one token shows, and of what happens there
 HEARD_CLASSES = (1 + len(UNITS), *SIGHT_CLASSES)  # of what sounds at one token, and of what is shown meanwhile
@@ -347,57 +347,6 @@ class OmniTraining(L.LightningModule):
 
     def transfer_batch_to_device(self, batch: dict[str, Any], device: torch.device, index: int) -> dict[str, Any]:
         return {kind: (plan, data.to(device)) for kind, (plan, data) in batch.items()}
-
-
-class Pointer:
-    """The first head of the context tower's last attention layer, whose queries and keys it keeps while training.
-
-    That it looks where a token is read from is learnt as such: from the tokens alone it takes far longer, and rows of a
-    page that look alike stay confused.
-    """
-
-    def __init__(self, model: Omni) -> None:
-        layers = [block.mixer for block in model.context.blocks if block.letter == "*"]
-        self.layer = layers[-1] if layers else None
-        self.called: tuple[Tensor, Layout] | None = None
-        if self.layer is not None:
-            self.layer.register_forward_pre_hook(self._keep)
-
-    def _keep(self, layer: nn.Module, inputs: tuple) -> None:
-        self.called = inputs[:2] if layer.training and torch.is_grad_enabled() else None
-
-    def loss(self, targets: Tensor) -> Tensor:
-        """Of the latest reading, whose tokens are read from ``targets`` (b, n)."""
-        if self.called is None:
-            raise ValueError("pointer_weight needs a context tower with attention")
-        (queries, keys, _), self.called = self.layer.project(*self.called), None
-        return losses.pointed(queries[:, 0], keys[:, 0], targets)
-
-
-class Average(nn.Module):
-    """Exponential average of a model's weights, kept in the run's checkpoints; warms up with the number of updates."""
-
-    def __init__(self, model: nn.Module, decay: float) -> None:
-        super().__init__()
-        self.decay = decay
-        self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
-        for name, value in model.state_dict().items():
-            self.register_buffer(name.replace(".", "/"), value.detach().clone())
-
-    @torch.no_grad()
-    def update(self, model: nn.Module) -> None:
-        self.updates += 1
-        decay = min(self.decay, (1 + int(self.updates)) / (10 + int(self.updates)))
-        for name, value in model.state_dict().items():
-            average = self.get_buffer(name.replace(".", "/"))
-            if value.is_floating_point():
-                average.lerp_(value.detach(), 1 - decay)
-            else:
-                average.copy_(value)
-
-    def weights(self) -> dict[str, Tensor]:
-        """The averaged state dict."""
-        return {n.replace("/", "."): b for n, b in self.named_buffers() if n != "updates"}
 
 
 def encoding(model: Omni) -> Encoding:

@@ -11,7 +11,8 @@ from omni.data.senses import look_batch, watch_batch
 from omni.inputs import Inputs
 from omni.losses import IGNORED, pointed
 from omni.tokenizers.bytes import ByteTokenizer
-from omni.training import Pointer, encoding
+from omni.training import encoding
+from omni.training_parts import Pointer
 
 
 @pytest.fixture(scope="module")

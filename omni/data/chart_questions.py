@@ -71,12 +71,14 @@ class Table:
 
 
 Spot = tuple[float, float]
+Place = list[Spot]
+"""Where a value is read: one spot, or one for each of its printed characters."""
 
 
 def close(
-    page: Page, questions: Questions, table: Table, mark: Mark, colors: list[list[str]], spots: list[list[Spot]]
+    page: Page, questions: Questions, table: Table, mark: Mark, colors: list[list[str]], spots: list[list[Place]]
 ) -> None:
-    """Write the table down, each value as read at its spot (x, y), and ask about it."""
+    """Write the table down, each value as read at its place, and ask about it."""
     columns = range(len(table.series))
     page.reading = page.glyphs[: sum(len(line.replace(" ", "")) for line in page.lines)]  # what heads the page
     if table.axis:
@@ -88,17 +90,18 @@ def close(
         page.lines.append(_said(part for pair in zip(table.series, inks, strict=True) for part in pair))
         for name, ink in zip(table.series, inks, strict=True):
             page.reading += _printed(page, name)
-            page.reading += _at(ink, page.glyphs[page.placed[name]][1:])
+            page.reading += _at(ink, [page.glyphs[page.placed[name]][1:]])
         page.labels += [_label(page, name, (), ink) for name, ink in zip(table.series, inks, strict=True)]
     for i, (name, tint) in enumerate(zip(table.names, tints, strict=True)):
         values = tuple(table.shown(i, j) for j in columns)
         page.lines.append(_said((name, *values, tint)))
         page.labels.append(_label(page, name, values, tint))
         page.reading += page.glyphs[page.labels[-1].start : page.labels[-1].stop]
-        for value, spot in zip((*values, tint), (*spots[i], spots[i][0]), strict=True):
+        for value, spot in zip((*values, tint), (*spots[i], spots[i][0][:1]), strict=True):
             page.reading += _at(value, spot)
         shown = [values] if table.scattered else [(value,) for value in values]
-        page.tips += [Tip(len(page.labels) - 1, v, colors[i][j], *spots[i][j]) for j, v in enumerate(shown)]
+        row = len(page.labels) - 1
+        page.tips += [Tip(row, v, colors[i][j], *spot) for j, v in enumerate(shown) for spot in spots[i][j]]
     if table.axis:
         questions.ask(("What is the label of the axis?", "What does the axis show?"), table.axis)
     plural = "categories" if len(columns) > 1 and not table.scattered else f"{mark.noun}s"
@@ -116,8 +119,9 @@ def _printed(page: Page, text: str) -> list[Glyph]:
     return page.glyphs[start : start + len(text.replace(" ", ""))]
 
 
-def _at(text: str, spot: Spot) -> list[Glyph]:
-    return [Glyph(char, *spot) for char in text if char != " "]
+def _at(text: str, place: Place) -> list[Glyph]:
+    spots = place * len(text) if len(place) == 1 else place
+    return [Glyph(char, *spot) for char, spot in zip(text, spots, strict=True)]
 
 
 def _said(parts: Iterable[str]) -> str:

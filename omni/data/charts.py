@@ -23,7 +23,7 @@ from random import Random
 from typing import NamedTuple
 
 from omni.data import vocabulary as words
-from omni.data.chart_questions import BAR, FLAT_BAR, POINT, SLICE, Scale, Spot, Table, close
+from omni.data.chart_questions import BAR, FLAT_BAR, POINT, SLICE, Place, Scale, Spot, Table, close
 from omni.data.document_kinds import distinct, heading, title
 from omni.data.document_questions import Questions
 from omni.data.page import Cell, Color, Page, Tip
@@ -80,7 +80,7 @@ def bars(page: Page, questions: Questions) -> None:
     _grid(page, box, scale)
     slot = (box.right - box.left) / len(names)
     wide = slot * rng.uniform(0.5, 0.75) / len(series)
-    spots: list[list[Spot]] = [[] for _ in names]
+    spots: list[list[Place]] = [[] for _ in names]
     for i, name in enumerate(names):
         middle = box.left + slot * (i + 0.5)
         _put(page, name, middle, page.bottom - page.style.pitch / 2)
@@ -88,9 +88,9 @@ def bars(page: Page, questions: Questions) -> None:
             x, y = middle + (j - len(series) / 2) * wide, _up(box, scale, value)
             _fill(page, Box(x, y, x + wide, box.bottom), _rgb(page, colors[i][j]))
             _tint(page, colors[i][j], (x + wide / 2, y), (x + wide / 2, box.bottom))
+            spots[i].append([(x + wide / 2, y)])
             if printed:
-                _put(page, scale.show(value), middle, y - page.style.pitch / 2, clear=True)
-            spots[i].append((x + wide / 2, y - page.style.pitch / 2 if printed else y))
+                spots[i][j] = _put(page, scale.show(value), middle, y - page.style.pitch / 2, clear=True)
     _axes(page, box, bool(scale.ticks), True)
     close(page, questions, table, BAR, colors, spots)
 
@@ -115,7 +115,7 @@ def hbars(page: Page, questions: Questions) -> None:
     table = Table(names, series, _values(rng, names, scale, len(series)), (scale,) * len(series), axis)
     colors = _paint(inks, len(series), count)
     _grid(page, box, scale, upright=False)
-    spots: list[list[Spot]] = [[] for _ in names]
+    spots: list[list[Place]] = [[] for _ in names]
     for i, name in enumerate(names):
         middle = box.top + slot * (i + 0.5)
         _put(page, name, left - TICK, middle, "r")
@@ -123,9 +123,9 @@ def hbars(page: Page, questions: Questions) -> None:
             x, y = _along(box, scale, value), middle + (j - len(series) / 2) * thick
             _fill(page, Box(left, y, x, y + thick), _rgb(page, colors[i][j]))
             _tint(page, colors[i][j], (x, y + thick / 2), (left, y + thick / 2))
+            spots[i].append([(x, y + thick / 2)])
             if printed:
-                _put(page, scale.show(value), x + 2, y + thick / 2, "l", clear=True)
-            spots[i].append((x + 2 + page.measure(scale.show(value)) / 2 if printed else x, y + thick / 2))
+                spots[i][j] = _put(page, scale.show(value), x + 2, y + thick / 2, "l", clear=True)
     _axes(page, box, True, bool(scale.ticks))
     close(page, questions, table, FLAT_BAR, colors, spots)
 
@@ -145,7 +145,7 @@ def line(page: Page, questions: Questions) -> None:
     _grid(page, box, scale)
     _axes(page, box, bool(scale.ticks), True)
     slot = (box.right - box.left) / len(names)
-    spots: list[list[Spot]] = [[] for _ in names]
+    spots: list[list[Place]] = [[] for _ in names]
     for j in range(len(series)):
         points = [(box.left + slot * (i + 0.5), _up(box, scale, v)) for i, v in enumerate(table.column(j))]
         flat = [(x * page.scale, y * page.scale) for x, y in points]
@@ -159,10 +159,10 @@ def line(page: Page, questions: Questions) -> None:
             below = before <= y >= after and y + pitch + 3 < box.bottom
             aside = 0.0 if below else (after < y < before or (before < y < after and -1)) * 0.45
             wide = page.measure(table.shown(i))
-            spots[i].append((x - aside * wide, y + (1 if below else -1) * (pitch / 2 + 2)))
-            _put(page, table.shown(i), *spots[i][0], clear=True)
+            beside = x - aside * wide, y + (1 if below else -1) * (pitch / 2 + 2)
+            spots[i].append(_put(page, table.shown(i), *beside, clear=True))
         for own, point in zip(() if printed else spots, () if printed else points, strict=True):
-            own.append(point)
+            own.append([point])
     for i, name in enumerate(names):
         _put(page, name, box.left + slot * (i + 0.5), page.bottom - pitch / 2)
     close(page, questions, table, POINT, colors, spots)
@@ -194,7 +194,7 @@ def pie(page: Page, questions: Questions) -> None:
     for i, text in enumerate(entries):
         _swatch(page, first, top + (i + 0.5) * pitch, text, colors[i][0])
         value = page.glyphs[page.placed[text] + len(names[i].replace(" ", "")) :]
-        spots[i] = [value[0][1:]] if value else spots[i]
+        spots[i] = [[(glyph.x, glyph.y) for glyph in value]] if value else spots[i]
     close(page, questions, table, SLICE, colors, spots)
 
 
@@ -215,7 +215,7 @@ def dots(page: Page, questions: Questions) -> None:
     _axes(page, box, True, True)
     placed: dict[str, tuple[float, float]] = {}
     cells: dict[str, tuple[int, float]] = {}  # row of 16 pixels and place in it, for the order of reading
-    spots: dict[str, Spot] = {}
+    spots: dict[str, Place] = {}
     taken: list[Box] = []
     single = rng.random() < 0.3
     wanted = rng.randint(LEAST, 5)
@@ -232,7 +232,7 @@ def dots(page: Page, questions: Questions) -> None:
         fresh = not any(_alike(name, other) for other in placed)
         if not label or not fresh or any(label.meets(other) for other in taken):
             continue
-        placed[name], cells[name], spots[name] = value, (int(y // 16), x), (x, y)
+        placed[name], cells[name], spots[name] = value, (int(y // 16), x), [(x, y)]
         taken.append(label)
         _put(page, name, x + 5 if label is sides[0] else x - 5, y, "l" if label is sides[0] else "r", clear=True)
         _marker(page, x, y, _rgb(page, ink))
@@ -375,10 +375,11 @@ def _shares(rng: Random, count: int, least: int) -> list[float]:
 
 def _put(
     page: Page, text: str, x: float, y: float, align: str = "c", *, ink: Color | None = None, clear: bool = False
-) -> None:
+) -> Place:
     """Write at a free place, the capitals' middle at ``y``; the text is no line of the transcription.
 
-    It is moved as far as needed to stand on the page; ``clear`` takes what was drawn there away first.
+    It is moved as far as needed to stand on the page; ``clear`` takes what was drawn there away first. Returns where
+    each character stands.
     """
     wide, top = page.measure(text), page.top
     left = x - {"l": 0.0, "c": wide / 2, "r": wide}[align]
@@ -391,6 +392,7 @@ def _put(
     page.row(Cell(text, left), ink=ink)
     page.lines.pop()
     page.top = top
+    return [(glyph.x, glyph.y) for glyph in page.glyphs[page.placed[text] :]]
 
 
 def _fill(page: Page, box: Box, color: Color) -> None:
@@ -458,7 +460,7 @@ def _axes(page: Page, box: Box, upright: bool, level: bool) -> None:
 
 def _slices(
     page: Page, x: float, y: float, radius: float, table: Table, colors: list[list[str]], inside: bool
-) -> list[list[Spot]]:
+) -> list[list[Place]]:
     """Returns where each slice's value stands, or would."""
     spots = []
     start, scale = page.rng.uniform(-90, 270), page.scale
@@ -471,10 +473,11 @@ def _slices(
             rim = x + 0.9 * radius * turn[0], y + 0.9 * radius * turn[1]
             _tint(page, colors[i][0], rim, (x + 0.3 * radius * turn[0], y + 0.3 * radius * turn[1]))
         middle = math.radians((start + end) / 2)
-        spots.append([(x + 0.64 * radius * math.cos(middle), y + 0.64 * radius * math.sin(middle))])
+        spot = x + 0.64 * radius * math.cos(middle), y + 0.64 * radius * math.sin(middle)
+        spots.append([[spot]])
         if inside:
             dark = sum(color) < 400
-            _put(page, table.shown(i), *spots[i][0], ink=(255, 255, 255) if dark else (0, 0, 0))
+            spots[i][0] = _put(page, table.shown(i), *spot, ink=(255, 255, 255) if dark else (0, 0, 0))
         start = end
     return spots
 

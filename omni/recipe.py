@@ -29,6 +29,13 @@ def _check_counts(plan: Any, *names: str) -> None:
         _check(plan, name, 1, whole=True)
 
 
+def _check_weights(plan: Any) -> None:
+    """Every part of the loss has a weight of zero or more."""
+    for name in (f.name for f in dataclasses.fields(plan)):
+        if name == "weight" or name.endswith("_weight"):
+            _check(plan, name, 0)
+
+
 def _check_mixture(plan: Any, of: str) -> None:
     weights = plan.mixture.values() if isinstance(plan.mixture, dict) else ()
     name = f"{type(plan).__name__}.mixture"
@@ -58,6 +65,7 @@ class ReadPlan:
     every: int = 1  # steps between batches of this kind
 
     def __post_init__(self) -> None:
+        _check_weights(self)
         _check_counts(self, "size", "questions", "every")
         _check(self, "bare", 0, 1)
         _check(self, "read_first", 0, 1)
@@ -87,6 +95,7 @@ class DrawPlan:
     every: int = 1
 
     def __post_init__(self) -> None:
+        _check_weights(self)
         _check_counts(self, "size", "draws", "every")
         _check(self, "drop", 0, 1)
         _check(self, "full", 0, 1)
@@ -107,6 +116,7 @@ class TalkPlan:
     every: int = 1
 
     def __post_init__(self) -> None:
+        _check_weights(self)
         _check_counts(self, "size", "width", "every")
         _check(self, "upsample", 0, 1)
 
@@ -129,6 +139,7 @@ class SensePlan:
     every: int = 1
 
     def __post_init__(self) -> None:
+        _check_weights(self)
         _check_counts(self, "size", "questions", "every")
         _check(self, "read_first", 0, 1)
         _check(self, "pruned", 0, 1)

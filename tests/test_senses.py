@@ -15,7 +15,7 @@ from omni.data.sights import sample_sight
 from omni.data.sounds import UNITS, sample_sound
 from omni.families.tiny import TINY
 from omni.model import Omni
-from omni.recipe import Recipe, SensePlan, Stage
+from omni.recipe import DrawPlan, ReadPlan, Recipe, SensePlan, Stage, TalkPlan
 from omni.tokenizers.bytes import ByteTokenizer
 from omni.tokenizers.sound import Waveform
 from omni.tokenizers.video import open_video
@@ -172,3 +172,21 @@ def test_kinds_take_turns():
 def test_bad_plans_are_refused(wrong):
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         SensePlan(**{"size": 2, **wrong})
+
+
+@pytest.mark.parametrize("value", [-0.1, "much", True, None])
+@pytest.mark.parametrize(
+    ("plan", "name"),
+    [
+        (SensePlan, "pointer_weight"),
+        (SensePlan, "named_weight"),
+        (ReadPlan, "pointer_weight"),
+        (ReadPlan, "label_weight"),
+        (DrawPlan, "thing_weight"),
+        (TalkPlan, "weight"),
+    ],
+)
+def test_weights_of_losses_are_numbers_from_zero(plan, name, value):
+    more = {"mixture": {"page": 1}} if plan is ReadPlan else {}
+    with pytest.raises(ConfigError, match=f"{plan.__name__}.{name} is {value!r}"):
+        plan(size=2, **more, **{name: value})

@@ -158,6 +158,20 @@ def test_pruned_clips_lose_their_placeholders_and_nothing_else(model):
         assert kept[0].all()
 
 
+def test_what_is_pointed_at_moves_with_the_pruned_row(model):
+    module = OmniTraining(model, Recipe(model="omni-tiny", stages=(Stage(name="all", steps=1, lr=1e-3),)))
+    made = batch(model, "watch", read_first=1.0, size=8, questions=6)
+    places = made.input_ids == model.config.special_tokens["video"]
+    tokens = int(places[0].sum())
+    orders = [torch.randperm(tokens, generator=torch.Generator().manual_seed(i)) for i in range(len(places))]
+    kept = torch.stack(orders) % 3 == 0  # as many in every row
+    ids, labels, points = module._without(made.input_ids, made.labels, made.points, kept)
+    own = points != IGNORED
+    assert own.sum() == (made.points != IGNORED).sum() > 10
+    assert torch.equal(ids.gather(1, points.clamp(min=0))[own], ids[own])
+    assert torch.equal(labels[own], ids[own])
+
+
 def test_kinds_take_turns():
     plan = SensePlan(size=1, questions=1, every=3)
     recipe = Recipe(model="omni-tiny", stages=(Stage(name="all", steps=9, lr=1e-3, listen=plan, look=plan),))

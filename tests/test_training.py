@@ -200,6 +200,21 @@ def test_labels_are_asked_for_their_values_where_the_recipe_says_so(recipe):
     assert not {"label", "label_read"} & set(module.read_losses(replace(plan, label_weight=0.0), batch))
 
 
+def test_a_head_is_told_where_to_look_where_the_recipe_says_so(recipe):
+    module = build(load_recipe(recipe)).train()
+    steps = Steps(module.recipe, encoding(module.model))
+    plan = ReadPlan(size=1, mixture={"page": 1.0}, pointer_weight=0.5, questions=2, read_first=1.0)
+    batch = steps._read(0, plan)
+    weight, loss = module.read_losses(plan, batch)["read_point"]
+    assert weight == 0.5
+    assert loss.item() > 0
+    loss.backward()
+    moved = {n.split(".")[0] for n, p in module.model.named_parameters() if p.grad is not None and p.grad.any()}
+    assert {"vision", "projector", "context", "embed"} <= moved
+    assert "head" not in moved
+    assert "read_point" not in module.read_losses(replace(plan, pointer_weight=0.0), batch)
+
+
 def test_frozen_parts_stay_as_they_are(tmp_path):
     path = tmp_path / "frozen.yaml"
     frozen = ["embed", "context", "vision", "projector"]

@@ -154,6 +154,7 @@ class OmniTraining(L.LightningModule):
         )
         self.ema = Average(model, recipe.ema)
         self.pointer = Pointer(model)
+        self._check_pointer()
         for part in self._frozen():
             part.requires_grad_(False)
 
@@ -308,6 +309,12 @@ class OmniTraining(L.LightningModule):
         if unknown:
             raise ValueError(f"frozen names parts that the model does not have: {unknown}; it has {sorted(known)}")
         return [known[name] for name in self.recipe.frozen]
+
+    def _check_pointer(self) -> None:
+        plans = [getattr(stage, kind) for stage in self.recipe.stages for kind in ("read", *SENSES)]
+        pointed = any(plan is not None and plan.pointer_weight for plan in plans)
+        if pointed and (self.pointer.layer is None or "context" in self.recipe.frozen):
+            raise ValueError("pointer_weight is set; it needs a context tower with attention that is not frozen")
 
     def _routers(self) -> list[Router]:
         return [m for m in self.model.modules() if isinstance(m, Router)]

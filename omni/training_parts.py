@@ -11,8 +11,7 @@ from omni.model import Omni
 class Pointer:
     """The first head of the context tower's last attention layer, whose queries and keys it keeps while training.
 
-    That it looks where a token is read from is learnt as such: from the tokens alone it takes far longer, and rows of a
-    page that look alike stay confused.
+    Where to look is learnt as such, beside the tokens. Only this head is asked, at the price of projecting once more.
     """
 
     def __init__(self, model: Omni) -> None:
@@ -28,7 +27,7 @@ class Pointer:
     def loss(self, targets: Tensor) -> Tensor:
         """Of the latest reading, whose tokens are read from ``targets`` (b, n)."""
         if self.called is None:
-            raise ValueError("pointer_weight needs a context tower with attention")
+            raise ValueError("pointer_weight needs a context tower with attention that is being trained")
         (queries, keys, _), self.called = self.layer.project(*self.called), None
         return losses.pointed(queries[:, 0], keys[:, 0], targets)
 

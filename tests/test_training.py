@@ -17,7 +17,7 @@ import omni
 from omni import families
 from omni.config import ConfigError, replace
 from omni.families.base import Preset
-from omni.recipe import ReadPlan, load_recipe
+from omni.recipe import ReadPlan, Stage, load_recipe
 from omni.training import OmniTraining, Steps, build, encoding, train
 
 STEPS = 4
@@ -212,7 +212,13 @@ def test_a_head_is_told_where_to_look_where_the_recipe_says_so(recipe):
     moved = {n.split(".")[0] for n, p in module.model.named_parameters() if p.grad is not None and p.grad.any()}
     assert {"vision", "projector", "context", "embed"} <= moved
     assert "head" not in moved
+    with pytest.raises(ValueError, match="pointer_weight is set"):
+        OmniTraining(module.model, replace(module.recipe, frozen=("context",), stages=(_reading(plan),)))
     assert "read_point" not in module.read_losses(replace(plan, pointer_weight=0.0), batch)
+
+
+def _reading(plan: ReadPlan) -> Stage:
+    return Stage(name="reading", steps=1, lr=1e-3, read=plan)
 
 
 def test_frozen_parts_stay_as_they_are(tmp_path):

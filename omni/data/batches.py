@@ -94,28 +94,22 @@ class Encoding:
 
 def glyph_targets(document: Document, patch: int) -> np.ndarray:
     """(patches, GLYPH_SLOTS) classes of the characters whose centre lies in the left and right half of each patch."""
-    height, width = document.image.shape[:2]
-    columns = width // patch
-    targets = np.zeros((height // patch * columns, GLYPH_SLOTS), dtype=np.int64)
-    for char, x, y in document.glyphs:
-        if not (0 <= x < width and 0 <= y < height):
-            continue
-        slot = int(x % patch >= patch / 2)
-        targets[int(y) // patch * columns + int(x) // patch, slot] = ord(char) - 32
+    targets = np.zeros((document.squares(patch), GLYPH_SLOTS), dtype=np.int64)
+    for glyph in document.glyphs:
+        square = document.square(glyph, patch)
+        if square is not None:
+            targets[square, int(glyph.x % patch >= patch / 2)] = ord(glyph.char) - 32
     return targets
 
 
 def cell_targets(document: Document, side: int) -> np.ndarray:
     """(tokens, CELL_SLOTS) classes of the first characters, in reading order, within each token's square of pixels."""
-    height, width = document.image.shape[:2]
-    columns = width // side
-    targets = np.zeros((height // side * columns, CELL_SLOTS), dtype=np.int64)
-    for char, x, y in document.glyphs:
-        if 0 <= x < width and 0 <= y < height:
-            cell = targets[int(y) // side * columns + int(x) // side]
-            free = np.flatnonzero(cell == 0)
-            if len(free):
-                cell[free[0]] = ord(char) - 32
+    targets = np.zeros((document.squares(side), CELL_SLOTS), dtype=np.int64)
+    for glyph in document.glyphs:
+        square = document.square(glyph, side)
+        free = np.flatnonzero(targets[square] == 0) if square is not None else ()
+        if len(free):
+            targets[square, free[0]] = ord(glyph.char) - 32
     return targets
 
 
@@ -124,25 +118,23 @@ def label_targets(document: Document, side: int) -> np.ndarray:
 
     Where no label stands, but a chart shows a value, it is those of the value; where there is only a colour, that.
     """
-    height, width = document.image.shape[:2]
-    columns = width // side
-    targets = np.full((height // side * columns, LABEL_SLOTS), IGNORED, dtype=np.int64)
+    targets = np.full((document.squares(side), LABEL_SLOTS), IGNORED, dtype=np.int64)
     labels = [(row, label, document.glyphs[label.start : label.stop]) for row, label in enumerate(document.labels)]
     tips = [(tip.row, tip, [tip]) for tip in (*document.tips, *document.tints)]
     for row, what, places in reversed(labels + tips):  # the first has the last word
-        for place in places if row < 10 else ():
-            if 0 <= place.x < width and 0 <= place.y < height:
-                square = int(place.y) // side * columns + int(place.x) // side
+        for place in places if row is None or row < 10 else ():
+            square = document.square(place, side)
+            if square is not None:
                 targets[square] = _label_classes(row, what.values, what.color)
     return targets
 
 
-def _label_classes(row: int, values: Sequence[str], color: str) -> list[int]:
+def _label_classes(row: int | None, values: Sequence[str], color: str) -> list[int]:
     """Classes of each slot; of a colour alone only those of the colour."""
     first, second = (value[:VALUE_SLOTS].ljust(VALUE_SLOTS) for value in (*values, "", "")[:2])
-    said = f"{max(row, 0)}{first}{second}{color[:1]}{color[-1:]}".ljust(LABEL_SLOTS)
+    said = f"{row or 0}{first}{second}{color[:1]}{color[-1:]}".ljust(LABEL_SLOTS)
     classes = [0 if char == " " else ord(char) - 32 for char in said]
-    return classes if row >= 0 else [IGNORED] * (LABEL_SLOTS - 2) + classes[-2:]
+    return classes if row is not None else [IGNORED] * (LABEL_SLOTS - 2) + classes[-2:]
 
 
 def read_batch(

@@ -420,7 +420,7 @@ def _tint(page: Page, color: str, start: Spot, end: Spot) -> None:
     steps = 1 + int(math.dist(start, end) // 8)
     shares = [(k + 0.5) / steps for k in range(steps)]
     places = [[a + (b - a) * share for a, b in zip(start, end, strict=True)] for share in shares]
-    page.tints += [Tip(-1, (), color, *place) for place in places if color]
+    page.tints += [Tip(None, (), color, *place) for place in places if color]
 
 
 def _up(box: Box, scale: Scale, value: float) -> float:

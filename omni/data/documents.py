@@ -42,6 +42,18 @@ class Document:
     tints: tuple[Tip, ...]  # where its colours are
     kind: str  # a key of ``KINDS`` or ``CHARTS``, or the level for anything less than a page
 
+    def squares(self, side: int) -> int:
+        """How many squares of ``side`` pixels the page has."""
+        height, width = self.image.shape[:2]
+        return height // side * (width // side)
+
+    def square(self, place: Glyph | Tip, side: int) -> int | None:
+        """In which of those, row by row, a place lies; None outside of the page."""
+        height, width = self.image.shape[:2]
+        if not (0 <= place.x < width and 0 <= place.y < height):
+            return None
+        return int(place.y) // side * (width // side) + int(place.x) // side
+
 
 def sample_document(seed: int, level: str = "page", size: tuple[int, int] | None = None) -> Document:
     """Draw the document of a seed.

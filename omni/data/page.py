@@ -49,8 +49,8 @@ class Label(NamedTuple):
 class Tip(NamedTuple):
     """Where a chart shows values: the end of a bar, a point, a slice, or what is printed for it. Or just a colour."""
 
-    row: int  # of the label that names it
-    values: tuple[str, ...]  # none where only the colour is shown
+    row: int | None  # of the label that names it; None where only a colour is shown
+    values: tuple[str, ...]
     color: str
     x: float
     y: float

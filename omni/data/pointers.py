@@ -17,17 +17,9 @@ COUNTS = "How many"
 
 def squares(document: Document, side: int) -> list[int]:
     """For each character of the transcription the token, a square of ``side`` pixels, in which it is read."""
-    height, width = document.image.shape[:2]
-    columns, glyphs = width // side, iter(document.reading)
-    found = []
-    for char in document.text:
-        if char.isspace():
-            found.append(IGNORED)
-            continue
-        _, x, y = next(glyphs)
-        inside = 0 <= x < width and 0 <= y < height
-        found.append(int(y) // side * columns + int(x) // side if inside else IGNORED)
-    return found
+    glyphs = iter(document.reading)
+    found = [None if char.isspace() else document.square(next(glyphs), side) for char in document.text]
+    return [IGNORED if square is None else square for square in found]
 
 
 def pointers(

@@ -97,10 +97,14 @@ class VisionBlock(nn.Module):
         self.down_proj = nn.Linear(config.d_ff, d)
 
     def forward(self, x: Tensor, groups: Groups, rotary: tuple[Tensor, Tensor] | None = None) -> Tensor:
-        q, k, v = rearrange(self.qkv(self.norm1(x)), "n (r H p) -> r n H p", r=3, H=self.n_heads)
-        q, k = (_rotate(t, rotary) for t in (q, k))
+        q, k, v = self.project(x, rotary)
         x = x + self.proj(attend_units(q, k, v, groups).flatten(1))
         return x + self.down_proj(F.gelu(self.up_proj(self.norm2(x)), approximate=self.approximate))
+
+    def project(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values (N, H, p)."""
+        q, k, v = rearrange(self.qkv(self.norm1(x)), "n (r H p) -> r n H p", r=3, H=self.n_heads)
+        return _rotate(q, rotary), _rotate(k, rotary), v
 
 
 class UnitEncoder(nn.Module, ABC):

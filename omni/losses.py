@@ -38,6 +38,17 @@ def glyphs(logits: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(logits.flatten(0, -2).float(), targets.flatten())
 
 
+def linked(queries: Tensor, keys: Tensor, targets: Tensor) -> Tensor:
+    """Mean cross-entropy of several heads' attention against one token each.
+
+    queries and keys (b, h, n, p), targets (b, h, n); ``IGNORED`` where a head may look anywhere. Zero when all are.
+    """
+    own = targets != IGNORED
+    batch, head, _ = own.nonzero(as_tuple=True)
+    scores = torch.einsum("ip,ijp->ij", queries[own].float(), keys[batch, head].float()) * queries.shape[-1] ** -0.5
+    return F.cross_entropy(scores, targets[own], reduction="sum") / own.sum().clamp(min=1)
+
+
 def pointed(queries: Tensor, keys: Tensor, targets: Tensor) -> Tensor:
     """Mean cross-entropy of one head's causal attention against the place that each token is read from.
 

@@ -61,6 +61,7 @@ class ReadPlan:
     cell_weight: float = 0.3  # of naming the characters within each token's square
     label_weight: float = 0.0  # of naming the row and the values at the token of what names them
     pointer_weight: float = 0.0  # of attending to what a token is read from: its square, or its place in what is told
+    link_weight: float = 0.0  # of attending, in the vision encoder, from a chart's value to its ticks and its name
     glyph_weight: float = 1.0  # 0: the vision encoder stays as it is
     every: int = 1  # steps between batches of this kind
 
@@ -72,6 +73,10 @@ class ReadPlan:
         _check(self, "foreign", 0, 1)
         _check(self, "given", 0, 1)
         _check_mixture(self, "levels")
+        _require(
+            not self.link_weight or self.glyph_weight > 0,
+            f"ReadPlan.link_weight is {self.link_weight} and glyph_weight 0, which leaves the vision encoder as it is",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +139,7 @@ class SensePlan:
     kinds: dict[str, float] | None = None
     weight: float = 1.0
     named_weight: float = 0.3  # of naming what each token shows, or what is heard at it
-    pointer_weight: float = 0.0  # of attending to the place in what is told that an answer is looked up at
+    pointer_weight: float = 0.0  # of attending to what a token is told from, and to where an answer was told
     pruned: float = 0.0  # share of the batches of video whose tokens EVS prunes, at rates up to PRUNING
     every: int = 1
 

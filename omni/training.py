@@ -58,7 +58,7 @@ from omni.optim import optimizer
 from omni.recipe import SENSES, DrawPlan, ReadPlan, Recipe, SensePlan, TalkPlan, load_recipe, scaled
 from omni.tokenizers.bytes import ByteTokenizer
 from omni.tokenizers.latent import PixelCodec
-from omni.training_parts import Average, Pointer
+from omni.training_parts import Average, Linker, Pointer
 
 SHOWN_CLASSES = (*CLIP_CLASSES, *[BOX_BINS] * 4, *EVENT_CLASSES)  # of what one token shows, and of what happens there
 HEARD_CLASSES = (1 + len(UNITS), *SIGHT_CLASSES)  # of what sounds at one token, and of what is shown meanwhile
@@ -148,12 +148,12 @@ class OmniTraining(L.LightningModule):
         )
         noisy = model.config.denoiser.d_model if model.config.denoiser else 1
         self.thing_head = nn.Linear(noisy, sum(THING_CLASSES))
-        self.clip_heads, self.sound_heads = (  # before and after the context tower too
+        self.clip_heads, self.sound_heads = (  # before and in the context tower too
             nn.ModuleList(nn.Linear(model.config.context.d_model, sum(classes)) for _ in range(2))
             for classes in (SHOWN_CLASSES, HEARD_CLASSES)
         )
         self.ema = Average(model, recipe.ema)
-        self.pointer = Pointer(model)
+        self.pointer, self.linker = Pointer(model), Linker(model)
         self._check_pointer()
         for part in self._frozen():
             part.requires_grad_(False)
@@ -176,14 +176,16 @@ class OmniTraining(L.LightningModule):
         """Glyphs under patches and, unless the plan only names glyphs, next tokens of the answers."""
         with torch.set_grad_enabled(plan.glyph_weight > 0):
             features = self.model.vision(batch.pixels)
+        linked = self.linker.loss(batch.links) if plan.link_weight else None  # before another picture is seen
         named = self.glyph_head(features).unflatten(-1, (GLYPH_SLOTS, GLYPH_CLASSES))
         parts = {"glyph": (plan.glyph_weight, losses.glyphs(named, batch.glyphs))} if plan.glyph_weight else {}
+        parts |= {"link": (plan.link_weight, linked)} if plan.link_weight else {}
         if batch.input_ids is None:
             return parts
         tokens = self.model.project(features, batch.pixels.shape[-2:])
         hidden = self.model.read(Inputs(batch.input_ids, pixels=tuple(batch.pixels)), seen=tuple(tokens))
         run = batch.input_ids == self.model.config.special_tokens["image"]
-        seen = hidden[run].view_as(tokens)
+        seen = self.pointer.looked_at(hidden)[run].view_as(tokens)
         for name, head, states in zip(("cell", "cell_read"), self.cell_heads, (tokens, seen), strict=True):
             named = head(states).unflatten(-1, (CELL_SLOTS, GLYPH_CLASSES))
             parts[name] = (plan.cell_weight, losses.glyphs(named, batch.cells))
@@ -227,9 +229,10 @@ class OmniTraining(L.LightningModule):
         return {"talk": (plan.weight, losses.next_token(self.model.predict(hidden), batch.labels))}
 
     def sense_losses(self, kind: str, plan: SensePlan, batch: SenseBatch) -> dict[str, tuple[float, Tensor]]:
-        """Next tokens of the answers; what each token shows or sounds like, before and after the context is read.
+        """Next tokens of the answers; what each token shows or sounds like, before and as it is read.
 
-        What a token says of the tokens before it, such as that a thing has just come, is asked after the context only.
+        What a token says of the tokens before it, such as that a thing has just come, is asked in the context tower
+        only: of what its last attention is given, so that the answers can still look it up.
         """
         ids, labels, points, special = batch.input_ids, batch.labels, batch.points, self.model.config.special_tokens
         inputs, seen, heard, named = Inputs(ids), None, None, {}
@@ -254,10 +257,10 @@ class OmniTraining(L.LightningModule):
             place = ids == special["sound"]
             named["heard"] = self.sound_heads, torch.cat(heard), place, partial(self.heard_loss, batch, own)
         hidden = self.model.read(inputs, seen=seen, heard=heard)
-        parts = {}
+        known, parts = self.pointer.looked_at(hidden), {}
         for name, (heads, states, place, loss) in named.items():
             parts[f"{kind}_{name}"] = (plan.named_weight, loss(heads[0](states), before=True))
-            parts[f"{kind}_{name}_read"] = (plan.named_weight, loss(heads[1](hidden[place]), before=False))
+            parts[f"{kind}_{name}_read"] = (plan.named_weight, loss(heads[1](known[place]), before=False))
         if plan.pointer_weight:
             parts[f"{kind}_point"] = (plan.pointer_weight, self.pointer.loss(points))
         return parts | {kind: (plan.weight, losses.next_token(self.model.predict(hidden), labels))}
@@ -274,7 +277,7 @@ class OmniTraining(L.LightningModule):
         return total
 
     def heard_loss(self, batch: SenseBatch, own: Tensor, logits: Tensor, before: bool) -> Tensor:
-        """Of logits (tokens, classes): what is heard at each token and, after the context, what is shown meanwhile."""
+        """Of logits (tokens, classes): what is heard at each token and, in the context, what is shown meanwhile."""
         heard, *screen = logits.split(HEARD_CLASSES, dim=-1)
         total = losses.balanced(heard, batch.heard[own])
         if batch.screen is not None and not before:
@@ -285,7 +288,8 @@ class OmniTraining(L.LightningModule):
         """Rows (b, n) without the placeholders of what was pruned: as many in every row."""
         stays = torch.ones_like(ids, dtype=torch.bool)
         stays[ids == self.model.config.special_tokens["video"]] = kept.flatten()
-        moved = (stays.cumsum(dim=1) - 1).gather(1, points.clamp(min=0)).where(points != losses.IGNORED, points)
+        seen = (points != losses.IGNORED) & stays.gather(1, points.clamp(min=0))
+        moved = (stays.cumsum(dim=1) - 1).gather(1, points.clamp(min=0)).where(seen, losses.IGNORED)
         return tuple(rows[stays].view(len(ids), -1) for rows in (ids, labels, moved))
 
     def _see(self, frames: Tensor) -> Tensor:
@@ -315,6 +319,9 @@ class OmniTraining(L.LightningModule):
         pointed = any(plan is not None and plan.pointer_weight for plan in plans)
         if pointed and (self.pointer.layer is None or "context" in self.recipe.frozen):
             raise ValueError("pointer_weight is set; it needs a context tower with attention that is not frozen")
+        linked = any(stage.read is not None and stage.read.link_weight for stage in self.recipe.stages)
+        if linked and (self.linker.block is None or "vision" in self.recipe.frozen):
+            raise ValueError("link_weight is set; it needs a vision encoder of transformer blocks that is not frozen")
 
     def _routers(self) -> list[Router]:
         return [m for m in self.model.modules() if isinstance(m, Router)]

@@ -1,9 +1,11 @@
 """What a training module keeps beside the model: the average of its weights and the head that is told where to look."""
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from omni import losses
+from omni.encoders.vision import VisionEncoder
 from omni.mixers.layout import Layout
 from omni.model import Omni
 
@@ -24,12 +26,47 @@ class Pointer:
     def _keep(self, layer: nn.Module, inputs: tuple) -> None:
         self.called = inputs[:2] if layer.training and torch.is_grad_enabled() else None
 
+    def looked_at(self, hidden: Tensor) -> Tensor:
+        """(b, n, d) of the latest reading, what that layer is given: only what is known there can still be looked up.
+
+        ``hidden``, what came out of the tower, where there is no such layer or nothing is learned.
+        """
+        return hidden if self.called is None else self.called[0]
+
     def loss(self, targets: Tensor) -> Tensor:
         """Of the latest reading, whose tokens are read from ``targets`` (b, n)."""
         if self.called is None:
             raise ValueError("pointer_weight needs a context tower with attention that is being trained")
         (queries, keys, _), self.called = self.layer.project(*self.called), None
         return losses.pointed(queries[:, 0], keys[:, 0], targets)
+
+
+class Linker:
+    """The first heads of the vision encoder's last block, told where to look from where a chart shows a value.
+
+    What it is worth stands at an axis, what it is called below it or in a legend: mostly behind it, in reading order.
+    """
+
+    def __init__(self, model: Omni) -> None:
+        self.block = model.vision.blocks[-1] if isinstance(model.vision, VisionEncoder) else None
+        self.called: tuple | None = None
+        if self.block is not None:
+            self.block.register_forward_pre_hook(self._keep)
+
+    def _keep(self, block: nn.Module, inputs: tuple) -> None:
+        self.called = inputs if block.training and torch.is_grad_enabled() else None
+
+    def loss(self, targets: Tensor) -> Tensor:
+        """Of the pictures of one size that were encoded last, whose patches look at ``targets`` (b, h w, heads)."""
+        if self.called is None:
+            raise ValueError("link_weight needs a vision encoder of transformer blocks that is being trained")
+        (x, _, rotary), self.called = self.called, None
+        b, patches, heads = targets.shape
+        queries, keys, _ = self.block.project(x, rotary)
+        queries, keys = (rearrange(t[:, :heads], "(b n) h p -> b h n p", b=b) for t in (queries, keys))
+        prefix = keys.shape[2] - patches
+        targets = targets.where(targets == losses.IGNORED, targets + prefix)
+        return losses.linked(queries[:, :, prefix:], keys, targets.transpose(1, 2))
 
 
 class Average(nn.Module):

@@ -33,7 +33,9 @@ def read(text: str) -> dict:
     """The table behind a transcription: names and rows of shown values, series, axis, colours by name."""
     lines = text.split("\n")
     told = [line for line in lines[1:] if re.fullmatch(rf"\S+( \d+(\.\d)?[%k]?){{1,2}}( ({'|'.join(COLORS)}))?", line)]
-    between = lines[1 : len(lines) - len(told)]
+    first = lines.index(told[0])
+    between, summary = lines[1:first], lines[first + len(told) :]
+    assert lines[first : first + len(told)] == told, text
     series = between[-1].split(" ") if between and " " in between[-1] else []
     colors = (
         dict(zip(series[::2], series[1::2], strict=True)) if series[1:] and set(series[1::2]) <= set(COLORS) else {}
@@ -51,6 +53,7 @@ def read(text: str) -> dict:
         "colors": colors,
         "shown": [row[1:] for row in rows],
         "values": [[float(v.rstrip("%k")) for v in row[1:]] for row in rows],
+        "summary": summary,
     }
 
 
@@ -68,6 +71,29 @@ def test_values_vary(charts):
     assert len(shown) > 150
     assert max(shown.values()) < 0.06 * shown.total()
     assert {"%", "k"} <= {v[-1] for v in shown}
+
+
+def test_the_last_lines_sum_the_table_up(charts):
+    colored = 0
+    for chart in charts:
+        table = read(chart.text)
+        count, *rest = table["summary"][0].split(" ")
+        assert int(count) == len(table["names"])
+        what, *rest = rest
+        assert what in ("bars", "points", "slices", "categories")
+        color = rest.pop(0) if rest and rest[0] in COLORS else None
+        assert (color, table["colors"]) in ((None, table["colors"]), (color, {}))
+        colored += color is not None
+        own = [" ".join(rest)] if not table["series"] else table["summary"][1:]
+        for j, line in enumerate(own):
+            column = [row[j] for row in table["values"]]
+            told = [table["series"][j]] if table["series"] else []
+            for word, value in (("largest", max(column)), ("smallest", min(column))):
+                if column.count(value) == 1:
+                    told += [word, table["names"][column.index(value)]]
+            assert line.split() == told, chart.text
+        assert len(own) == max(1, len(table["series"]))
+    assert colored > COUNT / 10
 
 
 def solve(question: str, table: dict, kind: str) -> str | None:

@@ -1,16 +1,21 @@
 """Where each token that is said stands before: in the picture or in what was told; and the loss that asks for it."""
 
+import math
+
 import pytest
 import torch
 
 import omni
 from omni.data.batches import Encoding, read_batch
+from omni.data.clip_log import event_log, event_targets, log_places
+from omni.data.clips import KINDS, sample_clip
 from omni.data.documents import sample_document
 from omni.data.pointers import looked_up, pointers, squares
 from omni.data.senses import look_batch, watch_batch
 from omni.inputs import Inputs
 from omni.losses import IGNORED, pointed
 from omni.tokenizers.bytes import ByteTokenizer
+from omni.tokenizers.prompts import time_label
 from omni.training import encoding
 from omni.training_parts import Pointer
 
@@ -27,7 +32,12 @@ def test_every_character_is_read_somewhere_on_the_page(level):
         document = sample_document(seed, level)
         assert "".join(g.char for g in document.reading) == "".join(document.text.split())
         height, width = document.image.shape[:2]
-        assert all(0 <= g.x < width and 0 <= g.y < height for g in document.reading)
+        told = document.reading
+        if level == "chart":  # its last lines sum up what was read
+            count = next(i for i, glyph in enumerate(told) if math.isnan(glyph.x))
+            assert all(math.isnan(glyph.x) and math.isnan(glyph.y) for glyph in told[count:])
+            told = told[:count]
+        assert all(0 <= g.x < width and 0 <= g.y < height for g in told)
         printed = set(document.glyphs)
         assert level == "chart" or set(document.reading) <= printed
         # A name of a chart is read where it is printed, its value at its mark.
@@ -46,7 +56,7 @@ def test_squares_follow_the_print():
             assert divmod(place, columns) == (int(y // 16), int(x // 16))
 
 
-TABLE = "Kelvo sales\nQ1 5% red\nQ2 12% blue\nQ3 5% pink\nSum 2.5"
+TABLE = "Kelvo sales\nQ1 5% red\nQ2 12% blue\nQ3 5% pink\nSum 2.5\n3 bars largest Q2"
 
 
 @pytest.mark.parametrize(
@@ -58,7 +68,12 @@ TABLE = "Kelvo sales\nQ1 5% red\nQ2 12% blue\nQ3 5% pink\nSum 2.5"
         ("What is the title?", "Kelvo sales", "Kelvo sales"),
         ("Which bar is red?", "Q1", "Q1 5% red"),
         ("How many bars are there?", "12", None),
-        ("Is there a bar for blue?", "yes", None),
+        ("How many things are there?", "3", None),  # it does not say of what
+        ("How many bars are there?", "3", "3 bars largest Q2"),
+        ("Is there a bar for Q3?", "yes", "Q3 5% pink"),
+        ("Is there a bar for Q4?", "no", None),
+        ("Is Q2 larger than Q3?", "yes", None),
+        ("Which bar is the largest?", "Q2", "3 bars largest Q2"),
         ("What is 2?", "2", None),  # neither in Q2 nor in 12 or 2.5
         ("What is the sum?", "2.5", "Sum 2.5"),
         ("What is the difference?", "7%", None),
@@ -69,7 +84,7 @@ def test_answers_are_looked_up_where_they_stand_for_themselves(question, answer,
     if line is None:
         assert at is None
     else:
-        assert TABLE[at:].startswith(answer)
+        assert answer == "yes" or TABLE[at:].startswith(answer)
         assert line in TABLE[TABLE.rfind("\n", 0, at) + 1 :].split("\n")[0]
 
 
@@ -77,10 +92,22 @@ def test_pointers_lead_from_the_answer_to_the_table():
     text, answer = "Tea 3.50\nBus 2", "3.50"
     x = IGNORED
     labels = [x, x, x, *range(100, 100 + len(text) + 1), x, x, *range(200, 205), x]
-    found = pointers(labels, [("", text), ("How much is Tea?", answer)], seen=[0, 1, x] + [2] * 5, start=1)
+    found = pointers(labels, [("", text), ("How much is Tea?", answer)], seen=[1, 2, x] + [3] * 5)
     assert found[:12] == [x, x, x, 1, 2, x, 3, 3, 3, 3, 3, x]
     begin = 3 + len(text) + 1 + 2
     assert found[begin : begin + 6] == [3 + 4, 3 + 5, 3 + 6, 3 + 7, x, x]
+
+
+def test_words_that_sum_up_point_at_where_they_were_told():
+    text = "Q1 5\nQ2 9\n2 bars largest Q2"
+    labels = [*range(100, 100 + len(text)), IGNORED, 7, IGNORED]
+    seen = [0 if i < text.index("2 bars") and not c.isspace() else IGNORED for i, c in enumerate(text)]
+    found = pointers(labels, [("", text), ("Is there a bar for Q1?", "yes")], seen)
+    again = text.rindex("Q2")
+    assert found[again : again + 2] == [5, 6]
+    assert set(found[text.index("2 bars") : again]) == {IGNORED}
+    assert found[len(text) :] == [IGNORED, 0, IGNORED]  # yes points at what is there
+    assert pointers(labels, [("", text), ("Is it?", "no")])[: len(text)] == [IGNORED] * len(text)
 
 
 @pytest.mark.parametrize("bare", [False, True])
@@ -111,14 +138,38 @@ def words_of(token: int) -> int:
     return ByteTokenizer().decode([token]).encode()[0]
 
 
-def test_answers_about_pictures_and_clips_point_at_what_was_told():
+def test_words_about_pictures_and_clips_point_at_what_shows_them_and_answers_at_what_was_told():
     model = omni.load("tiny")
-    for make in (watch_batch, look_batch):
+    special = model.config.special_tokens
+    for make, kind in ((watch_batch, "video"), (look_batch, "image")):
         batch = make(11, 12, encoding(model), 5, 1.0)
         own = batch.points != IGNORED
-        assert own.sum() > 20
         there = batch.input_ids.gather(1, batch.points.clamp(min=0))
-        assert torch.equal(there[own], batch.input_ids[own])
+        told = own & (there != special[kind])
+        assert told.sum() > 20
+        unlike = batch.input_ids[told & (there != batch.input_ids)]
+        assert set(map(words_of, unlike.tolist())) <= {ord("y")}  # what is asked for is there: yes
+        assert len(unlike) < told.sum() / 5
+        happens = batch.events[..., 1].flatten(1) > 0  # (b, tokens)
+        for ids, points, events in zip(batch.input_ids, batch.points, happens, strict=True):
+            tokens = (ids == special[kind]).nonzero()[:, 0].tolist()
+            shown = {tokens.index(at) for at in points.tolist() if at in tokens}
+            assert shown == set(events.nonzero()[:, 0].tolist())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_log_of_a_clip_is_seen_where_it_happens(kind):
+    clip = sample_clip(5, kind)
+    log, places = event_log(clip), log_places(clip, 16)
+    assert len(log) == len(places)
+    times = [time_label(float(t)) for t in clip.times[::2]]
+    for char, place in zip(log, places, strict=True):
+        if place is None:
+            assert char in " ;," or "touch" in log
+        elif place[1] < 0:
+            assert times[place[0]][place[1]] == char
+        else:
+            assert event_targets(clip, 16)[place[0], place[1], 1] > 0
 
 
 def test_the_loss_is_the_cross_entropy_of_causal_attention():

@@ -140,6 +140,22 @@ def test_what_happens_is_asked_after_the_context_only(model):
     assert not torch.equal(one["watch_shown_read"][1], two["watch_shown_read"][1])
 
 
+def test_what_is_named_after_the_context_is_what_its_last_attention_is_given(model):
+    plan = SensePlan(size=2, questions=1)
+    module = OmniTraining(model, Recipe(model="omni-tiny", stages=(Stage(name="all", steps=1, lr=1e-3, watch=plan),)))
+    module.train()
+    model.zero_grad()
+    parts = module.sense_losses("watch", plan, batch(model, "watch", size=2))
+    parts["watch_shown_read"][1].backward()
+    letters = [block.letter for block in model.context.blocks]
+    last = len(letters) - 1 - letters[::-1].index("*")
+    for i, block in enumerate(model.context.blocks):
+        learned = any(p.grad is not None and bool(p.grad.any()) for p in block.mixer.parameters())
+        assert learned == (i < last), i
+    model.zero_grad()
+    model.eval()
+
+
 def test_pruned_clips_lose_their_placeholders_and_nothing_else(model):
     plan = SensePlan(size=3, questions=1, pruned=1.0)
     module = OmniTraining(model, Recipe(model="omni-tiny", stages=(Stage(name="all", steps=1, lr=1e-3, watch=plan),)))
@@ -166,10 +182,21 @@ def test_what_is_pointed_at_moves_with_the_pruned_row(model):
     orders = [torch.randperm(tokens, generator=torch.Generator().manual_seed(i)) for i in range(len(places))]
     kept = torch.stack(orders) % 3 == 0  # as many in every row
     ids, labels, points = module._without(made.input_ids, made.labels, made.points, kept)
+    stays = places.clone()
+    stays[places] = kept.flatten()
+    stays |= ~places
+    pruned = 0
+    for row in range(len(ids)):
+        index = stays[row].nonzero()[:, 0].tolist()  # where each token that is left stood
+        old = made.points[row][stays[row]].tolist()
+        assert points[row].tolist() == [index.index(at) if at in index else IGNORED for at in old]
+        pruned += sum(at not in index for at in old if at != IGNORED)
     own = points != IGNORED
-    assert own.sum() == (made.points != IGNORED).sum() > 10
-    assert torch.equal(ids.gather(1, points.clamp(min=0))[own], ids[own])
+    there = ids.gather(1, points.clamp(min=0))[own]
+    seen = there == model.config.special_tokens["video"]
+    assert torch.equal(there[~seen], ids[own][~seen])
     assert torch.equal(labels[own], ids[own])
+    assert min(int(seen.sum()), int((~seen).sum()), pruned) > 10
 
 
 def test_kinds_take_turns():
@@ -196,6 +223,7 @@ def test_bad_plans_are_refused(wrong):
         (SensePlan, "named_weight"),
         (ReadPlan, "pointer_weight"),
         (ReadPlan, "label_weight"),
+        (ReadPlan, "link_weight"),
         (DrawPlan, "thing_weight"),
         (TalkPlan, "weight"),
     ],

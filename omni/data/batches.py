@@ -27,6 +27,7 @@ GLYPH_SLOTS = 2  # characters that a patch can name: one centred in its left hal
 GLYPH_CLASSES = 96  # 0 is "no character", then printable ASCII from "!"
 VALUE_SLOTS = 4  # characters of each of the two first values that a label names
 LABEL_SLOTS = 3 + 2 * VALUE_SLOTS  # the number of its row, those, and the first and last letter of its colour
+LINKS = 3  # from where a chart shows a value: to the axis at its left, to that below, and to its name
 CELL_SLOTS = 5  # characters centred within one token's square, in reading order
 # Of a latent token: which thing it shows, its shape and its colour; 0 is "none".
 THING_CLASSES = (1 + max(FREE_RADIUS), 1 + len(SHAPES), 1 + len(COLORS))
@@ -57,6 +58,7 @@ class ReadBatch(Batch):
     input_ids: Tensor | None  # (b, n) right-padded; None: glyphs only
     labels: Tensor | None  # (b, n) next tokens; IGNORED outside the answers
     points: Tensor | None = None  # (b, n) where each token that is said stands before; IGNORED if nowhere
+    links: Tensor | None = None  # (b, patches, LINKS) patches that a chart's values are read at; IGNORED elsewhere
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,18 @@ def label_targets(document: Document, side: int) -> np.ndarray:
     return targets
 
 
+def link_targets(document: Document, patch: int) -> np.ndarray:
+    """(patches, LINKS): at each patch where a chart shows a value, the ticks beside and below it, and its name."""
+    targets = np.full((document.squares(patch), LINKS), IGNORED, dtype=np.int64)
+    for tip in reversed(document.tips):  # the first has the last word
+        square = document.square(tip, patch)
+        if square is not None:
+            ends = (*tip.ticks, document.labels[tip.row].start)
+            found = [None if end is None else document.square(document.glyphs[end], patch) for end in ends]
+            targets[square] = [IGNORED if end is None else end for end in found]
+    return targets
+
+
 def _label_classes(row: int | None, values: Sequence[str], color: str) -> list[int]:
     """Classes of each slot; of a colour alone only those of the colour."""
     first, second = (value[:VALUE_SLOTS].ljust(VALUE_SLOTS) for value in (*values, "", "")[:2])
@@ -168,8 +182,9 @@ def read_batch(
     glyphs = torch.from_numpy(np.stack([glyph_targets(d, encoding.patch) for d in documents]))
     cells = torch.from_numpy(np.stack([cell_targets(d, encoding.token_pixels) for d in documents]))
     labelled = torch.from_numpy(np.stack([label_targets(d, encoding.token_pixels) for d in documents]))
+    links = torch.from_numpy(np.stack([link_targets(d, encoding.patch) for d in documents]))
     if not talk:
-        return ReadBatch(pixels, glyphs, cells, labelled, None, None)
+        return ReadBatch(pixels, glyphs, cells, labelled, None, None, None, links)
     tokens = shape[0] * shape[1] // encoding.token_pixels**2
     documents = [_with_foreign(d, documents[i - 1], rng, foreign) for i, d in enumerate(documents)]
     rows = [
@@ -179,7 +194,7 @@ def read_batch(
         for d in documents
     ]
     input_ids, labels, points = pad_rows(rows, encoding.special["pad"])
-    return ReadBatch(pixels, glyphs, cells, labelled, input_ids, labels, points)
+    return ReadBatch(pixels, glyphs, cells, labelled, input_ids, labels, points, links)
 
 
 def _with_foreign(document: Document, other: Document, rng: Random, share: float) -> Document:
@@ -220,7 +235,8 @@ def _pointing(
     if not told:
         return ids, labels, [IGNORED] * len(ids)
     start = ids.index(encoding.special["image"]) if encoding.special["image"] in ids else 0
-    points = pointers(labels, told, squares(document, encoding.token_pixels), start)
+    seen = [at if at == IGNORED else start + at for at in squares(document, encoding.token_pixels)]
+    points = pointers(labels, told, seen)
     return ids, _unsaid(labels, encoding) if given else labels, points
 
 

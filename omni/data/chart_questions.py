@@ -1,9 +1,11 @@
-"""What a chart shows, written down as a table, and the questions about it.
+"""What a chart shows, written down as a table and summed up, and the questions about it.
 
 Table, Mark ──> close ──> lines of the transcription, questions and answers, yes/no questions
 """
 
-from collections.abc import Iterable
+import math
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations, pairwise
 from random import Random
@@ -73,12 +75,23 @@ class Table:
 Spot = tuple[float, float]
 Place = list[Spot]
 """Where a value is read: one spot, or one for each of its printed characters."""
+NOWHERE: Place = [(math.nan, math.nan)]  # however the page is turned
 
 
 def close(
-    page: Page, questions: Questions, table: Table, mark: Mark, colors: list[list[str]], spots: list[list[Place]]
+    page: Page,
+    questions: Questions,
+    table: Table,
+    mark: Mark,
+    colors: list[list[str]],
+    spots: list[list[Place]],
+    upright: Sequence[int] = (),
+    level: Sequence[int] = (),
 ) -> None:
-    """Write the table down, each value as read at its place, and ask about it."""
+    """Write the table down, each value as read at its place, and ask about it.
+
+    ``upright`` and ``level`` are the first glyphs of the ticks of either axis.
+    """
     columns = range(len(table.series))
     page.reading = page.glyphs[: sum(len(line.replace(" ", "")) for line in page.lines)]  # what heads the page
     if table.axis:
@@ -101,10 +114,15 @@ def close(
             page.reading += _at(value, spot)
         shown = [values] if table.scattered else [(value,) for value in values]
         row = len(page.labels) - 1
-        page.tips += [Tip(row, v, colors[i][j], *spot) for j, v in enumerate(shown) for spot in spots[i][j]]
+        for j, v in enumerate(shown):
+            ticks = _tick(table, i, len(columns) - 1 if table.scattered else j, upright), _tick(table, i, j, level)
+            page.tips += [Tip(row, v, colors[i][j], *spot, ticks) for spot in spots[i][j]]
+    plural = "categories" if len(columns) > 1 and not table.scattered else f"{mark.noun}s"
+    for line in _summary(table, mark, plural, {color for row in colors for color in row}):
+        page.lines.append(line)
+        page.reading += _at(line.replace(" ", ""), NOWHERE)
     if table.axis:
         questions.ask(("What is the label of the axis?", "What does the axis show?"), table.axis)
-    plural = "categories" if len(columns) > 1 and not table.scattered else f"{mark.noun}s"
     questions.ask((f"How many {plural} are there?", f"How many {plural} are shown?"), str(len(table.names)))
     _ask_colors(questions, table, mark, colors)
     if len(columns) == 1:
@@ -112,6 +130,23 @@ def close(
     else:
         _ask_double(questions, table, mark)
     _check(questions, table, mark)
+
+
+def _tick(table: Table, i: int, j: int, ticks: Sequence[int]) -> int | None:
+    """The glyph of the tick at a value, or below it; None where there is no such axis."""
+    if not ticks:
+        return None
+    return ticks[bisect_right(table.scales[j].ticks, table.values[i][j] + 1e-6) - 1]
+
+
+def _summary(table: Table, mark: Mark, plural: str, used: set[str]) -> list[str]:
+    """How many there are, the colour that all have, and of each series the largest and the smallest."""
+    extremes = [
+        _said((series, *(part for _, word, i in _extremes(table, j, mark) for part in (word, table.names[i]))))
+        for j, series in enumerate(table.series)
+    ]
+    count = _said((str(len(table.names)), plural, *(used if len(used) == 1 else ())))
+    return [_said((count, *extremes))] if len(extremes) == 1 else [count, *extremes]
 
 
 def _printed(page: Page, text: str) -> list[Glyph]:

@@ -8,8 +8,11 @@ transcription, which a reader says aloud before it answers:
     Tons                 the title of the axis, if there is one
     North red South blue the series, if there are two (of a dot plot: the axis to the right, the axis upwards)
     Apples 30 45         a line for each name
+    3 categories         how many there are
+    North largest Pears smallest Apples
 
-Colours are told where each series, or each name, has its own: "Apples 30 red".
+Colours are told where each series, or each name, has its own: "Apples 30 red". Of a single series the last lines are
+one, with the colour that all marks have: "3 bars red largest Pears smallest Apples".
 
 A value is either printed at its mark or read from an axis; then it lies on a grid line or halfway between two. So the
 transcription holds values that are not printed and leaves out the labels of ticks; ``Page.glyphs`` are what is printed.
@@ -77,7 +80,7 @@ def bars(page: Page, questions: Questions) -> None:
     names = _names_below(page, box, page.measure(scale.show(scale.highest)) if printed else 0, series)
     table = Table(names, series, _values(rng, names, scale, len(series)), (scale,) * len(series), axis)
     colors = _paint(inks, len(series), len(names))
-    _grid(page, box, scale)
+    ticks = _grid(page, box, scale)
     slot = (box.right - box.left) / len(names)
     wide = slot * rng.uniform(0.5, 0.75) / len(series)
     spots: list[list[Place]] = [[] for _ in names]
@@ -92,7 +95,7 @@ def bars(page: Page, questions: Questions) -> None:
             if printed:
                 spots[i][j] = _put(page, scale.show(value), middle, y - page.style.pitch / 2, clear=True)
     _axes(page, box, bool(scale.ticks), True)
-    close(page, questions, table, BAR, colors, spots)
+    close(page, questions, table, BAR, colors, spots, ticks)
 
 
 def hbars(page: Page, questions: Questions) -> None:
@@ -114,7 +117,7 @@ def hbars(page: Page, questions: Questions) -> None:
     scale = _scale(page, right - left, upright=False, free=free)
     table = Table(names, series, _values(rng, names, scale, len(series)), (scale,) * len(series), axis)
     colors = _paint(inks, len(series), count)
-    _grid(page, box, scale, upright=False)
+    ticks = _grid(page, box, scale, upright=False)
     spots: list[list[Place]] = [[] for _ in names]
     for i, name in enumerate(names):
         middle = box.top + slot * (i + 0.5)
@@ -127,7 +130,7 @@ def hbars(page: Page, questions: Questions) -> None:
             if printed:
                 spots[i][j] = _put(page, scale.show(value), x + 2, y + thick / 2, "l", clear=True)
     _axes(page, box, True, bool(scale.ticks))
-    close(page, questions, table, FLAT_BAR, colors, spots)
+    close(page, questions, table, FLAT_BAR, colors, spots, (), ticks)
 
 
 def line(page: Page, questions: Questions) -> None:
@@ -142,7 +145,7 @@ def line(page: Page, questions: Questions) -> None:
     names = _names_below(page, box, page.measure(scale.show(scale.highest)) if printed else 0, series, turns=0.75)
     table = Table(names, series, _values(rng, names, scale, len(series)), (scale,) * len(series), axis)
     colors = [inks[: len(series)] for _ in names]
-    _grid(page, box, scale)
+    ticks = _grid(page, box, scale)
     _axes(page, box, bool(scale.ticks), True)
     slot = (box.right - box.left) / len(names)
     spots: list[list[Place]] = [[] for _ in names]
@@ -165,7 +168,7 @@ def line(page: Page, questions: Questions) -> None:
             own.append([point])
     for i, name in enumerate(names):
         _put(page, name, box.left + slot * (i + 0.5), page.bottom - pitch / 2)
-    close(page, questions, table, POINT, colors, spots)
+    close(page, questions, table, POINT, colors, spots, ticks)
 
 
 def pie(page: Page, questions: Questions) -> None:
@@ -210,8 +213,7 @@ def dots(page: Page, questions: Questions) -> None:
     rise = _scale(page, box.bottom - box.top, upright=True)
     box = _beside_ticks(page, box, rise)
     run = _scale(page, box.right - box.left, upright=False)
-    _grid(page, box, run, upright=False)
-    _grid(page, box, rise)
+    level, upright = _grid(page, box, run, upright=False), _grid(page, box, rise)
     _axes(page, box, True, True)
     placed: dict[str, tuple[float, float]] = {}
     cells: dict[str, tuple[int, float]] = {}  # row of 16 pixels and place in it, for the order of reading
@@ -240,7 +242,8 @@ def dots(page: Page, questions: Questions) -> None:
             break
     names = tuple(sorted(placed, key=cells.__getitem__))
     table = Table(names, (across, upward), tuple(placed[name] for name in names), (run, rise))
-    close(page, questions, table, POINT, [[ink, ink] for _ in names], [[spots[name]] * 2 for name in names])
+    twice = [[spots[name]] * 2 for name in names]
+    close(page, questions, table, POINT, [[ink, ink] for _ in names], twice, upright, level)
 
 
 # -- what is drawn ---------------------------------------------------------------------------------------------------
@@ -437,10 +440,15 @@ def _beside_ticks(page: Page, box: Box, scale: Scale) -> Box:
     return box._replace(left=box.left + wide + TICK)
 
 
-def _grid(page: Page, box: Box, scale: Scale, upright: bool = True) -> None:
-    """Grid lines with their labels, to the left or below; each line is one pixel and ends where its value lies."""
+def _grid(page: Page, box: Box, scale: Scale, upright: bool = True) -> list[int]:
+    """Grid lines with their labels, to the left or below; each line is one pixel and ends where its value lies.
+
+    Returns the first glyph of each label.
+    """
+    found = []
     faint = tuple(round(0.7 * p + 0.3 * i) for p, i in zip(page.style.paper, page.style.ink, strict=True))
     for tick in scale.ticks:
+        found.append(len(page.glyphs))
         if upright:
             y = _up(box, scale, tick)
             _fill(page, Box(box.left - 2, y, box.right, y + 1), faint)
@@ -449,6 +457,7 @@ def _grid(page: Page, box: Box, scale: Scale, upright: bool = True) -> None:
             x = _along(box, scale, tick)
             _fill(page, Box(x - 1, box.top, x, box.bottom + 2), faint)
             _put(page, scale.show(tick), x, box.bottom + TICK + page.style.pitch / 2)
+    return found
 
 
 def _axes(page: Page, box: Box, upright: bool, level: bool) -> None:

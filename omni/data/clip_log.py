@@ -7,6 +7,7 @@ from left to right. So it can be told without knowing what kind of clip it is, t
 answered from the log. What happens at each token is also a training target of its own.
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -42,13 +43,40 @@ class Moment(NamedTuple):
     touch: bool
 
 
+Place = tuple[int, int]
+"""Which pair of frames, and which of its squares; a time is read before the pair, its last character at -1."""
+
+
 def event_log(clip: Clip) -> str:
     """The log of a clip; entries without an event are left out."""
-    entries = []
-    for moment in moments(clip):
-        told = [event.text for event in moment.events] + ["touch"] * moment.touch
-        entries += [f"{moment.label} {', '.join(told)}"] if told else []
-    return "; ".join(entries)
+    return "".join(text for text, _ in _entries(clip, 1))
+
+
+def log_places(clip: Clip, side: int) -> list[Place | None]:
+    """Where each character of the log is seen, in squares of `side` pixels; None for what stands between words."""
+    found: list[Place | None] = []
+    for text, place in _entries(clip, side):
+        is_time = place is not None and place[1] < 0
+        found += [(place[0], i - len(text)) for i in range(len(text))] if is_time else [place] * len(text)
+    return found
+
+
+def _entries(clip: Clip, side: int) -> Iterator[tuple[str, Place | None]]:
+    """The pieces of the log, and where each is seen."""
+    size, between = clip.frames.shape[1], ""
+    for pair, moment in enumerate(moments(clip)):
+        if not moment.events and not moment.touch:
+            continue
+        yield between, None
+        yield moment.label, (pair, -1)
+        between = " "
+        for event in moment.events:
+            yield between, None
+            yield event.text, (pair, square_of(event.thing, side, size))
+            between = ", "
+        if moment.touch:
+            yield f"{between}touch", None
+        between = "; "
 
 
 def moments(clip: Clip) -> list[Moment]:

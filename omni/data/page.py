@@ -54,6 +54,7 @@ class Tip(NamedTuple):
     color: str
     x: float
     y: float
+    ticks: tuple[int | None, int | None] = (None, None)  # glyphs of the values at its height and below it, on the axes
 
 
 @dataclass(frozen=True)

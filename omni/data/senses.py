@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from omni.data.batches import IGNORED, TRANSCRIBE, Batch, Encoding, Row, answer_labels, pad_rows, to_pixels
-from omni.data.clip_log import event_log, event_targets, still_targets
+from omni.data.clip_log import Place, event_log, event_targets, log_places, still_targets
 from omni.data.clips import Clip, clip_targets, sample_clip
 from omni.data.films import Film, sample_film, screen_targets
 from omni.data.pointers import pointers
 from omni.data.scenes import Thing
-from omni.data.sights import box, box_targets, box_text, cell_of, full_name, sample_sight, sight_targets
+from omni.data.sights import box, box_targets, box_text, cell_of, full_name, sample_sight, sight_targets, square_of
 from omni.data.sounds import Sound, sample_sound, sound_targets
 from omni.tokenizers.prompts import time_label
 from omni.tokenizers.sound import log_mel
@@ -56,6 +56,7 @@ class Told:
     counts: Sequence[int]  # tokens of each run
     aloud: tuple[str, str] | None  # the question that asks for all of it, and the answer
     qa: Sequence[tuple[str, str]]
+    seen: Sequence[Place | None] = ()  # in which run, and where in it, each character of what is told aloud is seen
 
 
 def watch_batch(
@@ -74,6 +75,7 @@ def watch_batch(
             [tokens] * (count // encoding.tubelet),
             (rng.choice(DESCRIBE), event_log(c)),
             c.qa,
+            log_places(c, encoding.token_pixels),
         )
         for c in clips
     ]
@@ -87,6 +89,14 @@ def listing(things: Sequence[Thing]) -> str:
     return "\n".join(f"{full_name(thing)} {box_text(box(thing))}" for thing in ordered)
 
 
+def listing_places(things: Sequence[Thing], side: int, size: int) -> list[Place | None]:
+    """Where each character of the listing is seen, in squares of ``side`` pixels."""
+    found: list[Place | None] = []
+    for thing in sorted(things, key=cell_of):
+        found += [None] * bool(found) + [(0, square_of(thing, side, size))] * len(listing([thing]))
+    return found
+
+
 def look_batch(seed: int, size: int, encoding: Encoding, questions: int, read_first: float) -> SenseBatch:
     """``size`` still pictures."""
     rng, base = Random(f"look {seed}"), 1_000_000 + seed * 4096
@@ -94,7 +104,14 @@ def look_batch(seed: int, size: int, encoding: Encoding, questions: int, read_fi
     images = [s.image[None] for s in sights]
     tokens = _tokens(images[0], encoding)
     told = [
-        Told("image", encoding.names["image"], [tokens], (rng.choice(TRANSCRIBE), listing(s.things)), s.qa)
+        Told(
+            "image",
+            encoding.names["image"],
+            [tokens],
+            (rng.choice(TRANSCRIBE), listing(s.things)),
+            s.qa,
+            listing_places(s.things, encoding.token_pixels, s.image.shape[0]),
+        )
         for s in sights
     ]
     shown = np.stack([sight_targets(s, encoding.token_pixels) for s in sights])[:, None]
@@ -173,7 +190,14 @@ def _row(told: Told, rng: Random, encoding: Encoding, questions: int, read_first
     ids = encoding.encode_chat(messages, add_generation_prompt=False, media=[told.text])
     ids, labels = expanded(*answer_labels(ids, encoding.special), encoding.placeholders, told.counts)
     aloud = bool(turns) and turns[0] == told.aloud
-    return ids, labels, pointers(labels, turns) if aloud else [IGNORED] * len(ids)
+    return ids, labels, pointers(labels, turns, _shown_at(told, ids, encoding)) if aloud else [IGNORED] * len(ids)
+
+
+def _shown_at(told: Told, ids: Sequence[int], encoding: Encoding) -> list[int]:
+    """For each character of what is told aloud the token of the row that shows it."""
+    tokens = [i for i, token in enumerate(ids) if token in encoding.placeholders]
+    starts = [tokens[sum(told.counts[:run])] for run in range(len(told.counts))]
+    return [IGNORED if place is None else starts[place[0]] + place[1] for place in told.seen]
 
 
 def expanded(

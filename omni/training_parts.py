@@ -20,22 +20,23 @@ class Pointer:
         layers = [block.mixer for block in model.context.blocks if block.letter == "*"]
         self.layer = layers[-1] if layers else None
         self.called: tuple[Tensor, Layout] | None = None
+        self.learning = False
         if self.layer is not None:
             self.layer.register_forward_pre_hook(self._keep)
 
     def _keep(self, layer: nn.Module, inputs: tuple) -> None:
-        self.called = inputs[:2] if layer.training and torch.is_grad_enabled() else None
+        self.called, self.learning = inputs[:2], layer.training and torch.is_grad_enabled()
 
     def looked_at(self, hidden: Tensor) -> Tensor:
         """(b, n, d) of the latest reading, what that layer is given: only what is known there can still be looked up.
 
-        ``hidden``, what came out of the tower, where there is no such layer or nothing is learned.
+        ``hidden``, what came out of the tower, where that has no attention.
         """
-        return hidden if self.called is None else self.called[0]
+        return hidden if self.layer is None else self.called[0]
 
     def loss(self, targets: Tensor) -> Tensor:
         """Of the latest reading, whose tokens are read from ``targets`` (b, n)."""
-        if self.called is None:
+        if self.called is None or not self.learning:
             raise ValueError("pointer_weight needs a context tower with attention that is being trained")
         (queries, keys, _), self.called = self.layer.project(*self.called), None
         return losses.pointed(queries[:, 0], keys[:, 0], targets)

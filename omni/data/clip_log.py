@@ -49,16 +49,17 @@ Place = tuple[int, int]
 
 def event_log(clip: Clip) -> str:
     """The log of a clip; entries without an event are left out."""
-    return "".join(text for text, _ in _entries(clip, 1))
+    return placed_log(clip, 1)[0]
 
 
-def log_places(clip: Clip, side: int) -> list[Place | None]:
-    """Where each character of the log is seen, in squares of `side` pixels; None for what stands between words."""
-    found: list[Place | None] = []
+def placed_log(clip: Clip, side: int) -> tuple[str, list[Place | None]]:
+    """The log, and where each of its characters is seen, in squares of `side` pixels; None between words."""
+    log, found = "", []
     for text, place in _entries(clip, side):
+        log += text
         is_time = place is not None and place[1] < 0
         found += [(place[0], i - len(text)) for i in range(len(text))] if is_time else [place] * len(text)
-    return found
+    return log, found
 
 
 def _entries(clip: Clip, side: int) -> Iterator[tuple[str, Place | None]]:

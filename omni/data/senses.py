@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from omni.data.batches import IGNORED, TRANSCRIBE, Batch, Encoding, Row, answer_labels, pad_rows, to_pixels
-from omni.data.clip_log import Place, event_log, event_targets, log_places, still_targets
+from omni.data.clip_log import Place, event_targets, placed_log, still_targets
 from omni.data.clips import Clip, clip_targets, sample_clip
 from omni.data.films import Film, sample_film, screen_targets
 from omni.data.pointers import pointers
@@ -68,17 +68,11 @@ def watch_batch(
     rows = max(1, round(size * USUAL_LENGTH / count))
     clips = [sample_clip(base + i, _kind(rng, kinds), count) for i in range(rows)]
     tokens = _tokens(clips[0].frames, encoding)
-    told = [
-        Told(
-            "video",
-            _video_text(c, encoding),
-            [tokens] * (count // encoding.tubelet),
-            (rng.choice(DESCRIBE), event_log(c)),
-            c.qa,
-            log_places(c, encoding.token_pixels),
-        )
-        for c in clips
-    ]
+    told = []
+    for c in clips:
+        log, places = placed_log(c, encoding.token_pixels)
+        runs = [tokens] * (count // encoding.tubelet)
+        told.append(Told("video", _video_text(c, encoding), runs, (rng.choice(DESCRIBE), log), c.qa, places))
     ids, labels, points = _rows(told, rng, encoding, questions, read_first)
     return SenseBatch(ids, labels, points, _frames([c.frames for c in clips]), **_moving(clips, encoding))
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import pytest
 
-from omni.data.clip_log import EVENT_CLASSES, VERBS, event_log, event_targets
+from omni.data.clip_log import EVENT_CLASSES, VERBS, event_targets, placed_log
 from omni.data.clips import KINDS, sample_clip, time_label
 
 CASES = 100
@@ -113,7 +113,7 @@ def logged(kind: str, frames: int | None = None) -> list[Logged]:
             c.qa,
             list(zip(c.things[::2], c.things[1::2], strict=True)),
             [time_label(float(t)) for t in c.times[::2]],
-            event_log(c),
+            placed_log(c, 16)[0],
         )
         for c in clips
     ]
@@ -182,7 +182,7 @@ def test_events_stand_at_the_squares_of_their_things(kind):
     verbs = {1 + i: verb for i, verb in enumerate(VERBS)}
     for seed in range(10):
         clip = sample_clip(seed, kind)
-        targets, told = event_targets(clip, 16), events(event_log(clip))
+        targets, told = event_targets(clip, 16), events(placed_log(clip, 16)[0])
         assert targets.shape == (len(clip.frames) // 2, 16, len(EVENT_CLASSES))
         assert (targets.max((0, 1)) < EVENT_CLASSES).all()
         labels = [time_label(float(t)) for t in clip.times[::2]]

@@ -47,13 +47,11 @@ Place = tuple[int, int]
 """Which pair of frames, and which of its squares; a time is read before the pair, its last character at -1."""
 
 
-def event_log(clip: Clip) -> str:
-    """The log of a clip; entries without an event are left out."""
-    return placed_log(clip, 1)[0]
-
-
 def placed_log(clip: Clip, side: int) -> tuple[str, list[Place | None]]:
-    """The log, and where each of its characters is seen, in squares of `side` pixels; None between words."""
+    """The log of a clip, and where each of its characters is seen, in squares of `side` pixels; None between words.
+
+    Entries without an event are left out.
+    """
     log, found = "", []
     for text, place in _entries(clip, side):
         log += text

@@ -12,6 +12,7 @@ takes its own part of each step's batch, and they share the gradient. ``omni tra
 
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -33,6 +34,7 @@ from omni.data.batches import (
     GLYPH_CLASSES,
     GLYPH_SLOTS,
     LABEL_SLOTS,
+    ROW_CLASSES,
     THING_CLASSES,
     DrawBatch,
     Encoding,
@@ -58,7 +60,7 @@ from omni.optim import optimizer
 from omni.recipe import SENSES, DrawPlan, ReadPlan, Recipe, SensePlan, TalkPlan, load_recipe, scaled
 from omni.tokenizers.bytes import ByteTokenizer
 from omni.tokenizers.latent import PixelCodec
-from omni.training_parts import Average, Linker, Pointer
+from omni.training_parts import Average, Linker, Pointer, load_weights
 
 SHOWN_CLASSES = (*CLIP_CLASSES, *[BOX_BINS] * 4, *EVENT_CLASSES)  # of what one token shows, and of what happens there
 HEARD_CLASSES = (1 + len(UNITS), *SIGHT_CLASSES)  # of what sounds at one token, and of what is shown meanwhile
@@ -146,6 +148,7 @@ class OmniTraining(L.LightningModule):
         self.label_heads = nn.ModuleList(
             nn.Linear(model.config.context.d_model, LABEL_SLOTS * GLYPH_CLASSES) for _ in range(2)
         )
+        self.row_heads = nn.ModuleList(nn.Linear(model.config.context.d_model, ROW_CLASSES) for _ in range(2))
         noisy = model.config.denoiser.d_model if model.config.denoiser else 1
         self.thing_head = nn.Linear(noisy, sum(THING_CLASSES))
         self.clip_heads, self.sound_heads = (  # before and in the context tower too
@@ -153,7 +156,7 @@ class OmniTraining(L.LightningModule):
             for classes in (SHOWN_CLASSES, HEARD_CLASSES)
         )
         self.ema = Average(model, recipe.ema)
-        self.pointer, self.linker = Pointer(model), Linker(model)
+        self.pointer, self.asker, self.linker = Pointer(model), Pointer(model, before=1), Linker(model)
         self._check_pointer()
         for part in self._frozen():
             part.requires_grad_(False)
@@ -195,8 +198,9 @@ class OmniTraining(L.LightningModule):
                 named = head(states[own]).unflatten(-1, (LABEL_SLOTS, GLYPH_CLASSES))
                 parts[name] = (plan.label_weight, losses.glyphs(named, batch.labelled[own]))
         if plan.pointer_weight:
-            parts["read_point"] = (plan.pointer_weight, self.pointer.loss(batch.points))
-        return parts | {"read": (plan.weight, losses.next_token(self.model.predict(hidden), batch.labels))}
+            parts |= self._row_losses(plan.pointer_weight, hidden, batch)
+            parts |= self._looks("read", plan.pointer_weight, batch.points, batch.asks, batch.told)
+        return parts | self._said("read", plan.weight, hidden, batch.labels, batch.told)
 
     def draw_losses(self, plan: DrawPlan, batch: DrawBatch) -> dict[str, tuple[float, Tensor]]:
         """Velocity at ``draws`` noise levels of each picture; the caption is read once.
@@ -234,7 +238,8 @@ class OmniTraining(L.LightningModule):
         What a token says of the tokens before it, such as that a thing has just come, is asked in the context tower
         only: of what its last attention is given, so that the answers can still look it up.
         """
-        ids, labels, points, special = batch.input_ids, batch.labels, batch.points, self.model.config.special_tokens
+        ids, special = batch.input_ids, self.model.config.special_tokens
+        labels, points, asks, told = batch.labels, batch.points, batch.asks, batch.told
         inputs, seen, heard, named = Inputs(ids), None, None, {}
         if batch.frames is not None:
             tokens = self._see(batch.frames)  # (b, units, tokens, d)
@@ -242,7 +247,7 @@ class OmniTraining(L.LightningModule):
             if tokens.shape[1] > 1 and float(torch.rand(())) < plan.pruned:
                 rate = PRUNING * float(torch.rand(()))
                 kept = torch.stack([retention_mask(row.detach(), rate) for row in tokens])
-                ids, labels, points = self._without(ids, labels, points, kept)
+                ids, labels, told, points, asks = self._without((ids, labels, told), (points, asks), kept)
             seen = [row[own] for row, own in zip(tokens, kept, strict=True)]
             pixels = tuple(f if len(f) > 1 else f[0] for f in batch.frames)
             inputs = replace(inputs, input_ids=ids, pixels=pixels, kept=tuple(kept) if tokens.shape[1] > 1 else ())
@@ -262,8 +267,8 @@ class OmniTraining(L.LightningModule):
             parts[f"{kind}_{name}"] = (plan.named_weight, loss(heads[0](states), before=True))
             parts[f"{kind}_{name}_read"] = (plan.named_weight, loss(heads[1](known[place]), before=False))
         if plan.pointer_weight:
-            parts[f"{kind}_point"] = (plan.pointer_weight, self.pointer.loss(points))
-        return parts | {kind: (plan.weight, losses.next_token(self.model.predict(hidden), labels))}
+            parts |= self._looks(kind, plan.pointer_weight, points, asks, told)
+        return parts | self._said(kind, plan.weight, hidden, labels, told)
 
     def shown_loss(self, batch: SenseBatch, kept: Tensor, logits: Tensor, before: bool) -> Tensor:
         """Of logits (kept tokens, classes): what each token shows, where that is, and what happens there."""
@@ -284,13 +289,47 @@ class OmniTraining(L.LightningModule):
             total = total + sum(losses.balanced(*p) for p in zip(screen, batch.screen[own].unbind(-1), strict=True))
         return total
 
-    def _without(self, ids: Tensor, labels: Tensor, points: Tensor, kept: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Rows (b, n) without the placeholders of what was pruned: as many in every row."""
-        stays = torch.ones_like(ids, dtype=torch.bool)
-        stays[ids == self.model.config.special_tokens["video"]] = kept.flatten()
-        seen = (points != losses.IGNORED) & stays.gather(1, points.clamp(min=0))
-        moved = (stays.cumsum(dim=1) - 1).gather(1, points.clamp(min=0)).where(seen, losses.IGNORED)
-        return tuple(rows[stays].view(len(ids), -1) for rows in (ids, labels, moved))
+    def _without(self, parts: Sequence[Tensor], looks: Sequence[Tensor], kept: Tensor) -> tuple[Tensor, ...]:
+        """Rows (b, n), the ids first, without the placeholders of what was pruned: as many in every row.
+
+        ``looks`` hold places.
+        """
+        stays = torch.ones_like(parts[0], dtype=torch.bool)
+        stays[parts[0] == self.model.config.special_tokens["video"]] = kept.flatten()
+        now, moved = stays.cumsum(dim=1) - 1, []
+        for places in looks:
+            seen = (places != losses.IGNORED) & stays.gather(1, places.clamp(min=0))
+            moved.append(now.gather(1, places.clamp(min=0)).where(seen, losses.IGNORED))
+        return tuple(rows[stays].view(len(stays), -1) for rows in (*parts, *moved))
+
+    def _said(self, kind: str, weight: float, hidden: Tensor, labels: Tensor, told: Tensor) -> dict:
+        """Next tokens of the answers and of what is told before them, which is longer: a mean of each."""
+        logits = self.model.predict(hidden)
+        parts = {kind: labels.masked_fill(told, losses.IGNORED), f"{kind}_told": labels.where(told, losses.IGNORED)}
+        return {name: (weight, losses.next_token(logits, own)) for name, own in parts.items()}
+
+    def _row_losses(self, weight: float, hidden: Tensor, batch: ReadBatch) -> dict:
+        """In which row of its table each token of a transcription is, as either attention that is asked is given it.
+
+        And, as the last one is given it, in which row the answer is read.
+        """
+        if not bool(batch.told.any()):
+            return {}
+        sought = (batch.rows != losses.IGNORED) & ~batch.told
+        places = {"read_row": (self.pointer, batch.told), "read_row_early": (self.asker, batch.told)}
+        places |= {"read_sought": (self.pointer, sought)} if bool(sought.any()) else {}
+        heads = dict(zip(places, (*self.row_heads, self.row_heads[0]), strict=False))
+        return {
+            name: (weight, losses.glyphs(heads[name](layer.looked_at(hidden)[own]), batch.rows[own]))
+            for name, (layer, own) in places.items()
+        }
+
+    def _looks(self, kind: str, weight: float, points: Tensor, asks: Tensor, told: Tensor) -> dict:
+        """Where what is told is read, and answers are, and, in a tower of two attention layers, what is asked for."""
+        own = points.where(told, losses.IGNORED), points.masked_fill(told, losses.IGNORED)
+        parts = dict(zip((f"{kind}_point", f"{kind}_answer"), self.pointer.losses(own), strict=True))
+        parts |= {f"{kind}_ask": self.asker.losses([asks])[0]} if self.asker.layer is not None else {}
+        return {name: (weight, loss) for name, loss in parts.items()}
 
     def _see(self, frames: Tensor) -> Tensor:
         """(b, T, 3, H, W) -> tokens (b, units, n, d): tubelets, or still pictures where T is 1."""
@@ -461,30 +500,3 @@ def _strategy(devices: int) -> str | DDPStrategy:
     if devices == 1:
         return "auto"
     return DDPStrategy(find_unused_parameters=True, broadcast_buffers=False, gradient_as_bucket_view=True)
-
-
-def load_weights(module: OmniTraining, source: str | Path) -> None:
-    """Start from another run's checkpoint or from a saved model's folder.
-
-    Strict, but for parts that the source was trained without; heads that serve training only are not in a folder.
-    """
-    state = _folder_state(source) if Path(source).is_dir() else _checkpoint_state(source)
-    missing, unexpected = module.load_state_dict(state, strict=False)
-    if unexpected:
-        raise ValueError(f"{source} holds weights that the recipe's model has no place for: {unexpected[:5]}")
-    if len(missing) == len(module.state_dict()):
-        raise ValueError(f"{source} holds none of the model's weights")
-
-
-def _checkpoint_state(path: str | Path) -> dict[str, Tensor]:
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    return state.get("state_dict", state)
-
-
-def _folder_state(folder: str | Path) -> dict[str, Tensor]:
-    """A model's weights, as the weights and as their average."""
-    from omni.families import load_folder
-
-    weights = load_folder(Path(folder), device="cpu", dtype=torch.float32).state_dict()
-    averages = {f"ema.{name.replace('.', '/')}": value.clone() for name, value in weights.items()}
-    return {f"model.{name}": value for name, value in weights.items()} | averages

@@ -1,4 +1,8 @@
-"""What a training module keeps beside the model: the average of its weights and the head that is told where to look."""
+"""What a training module keeps beside the model: the average of its weights and the heads that are told where to look;
+and what weights it starts from."""
+
+from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from einops import rearrange
@@ -11,14 +15,15 @@ from omni.model import Omni
 
 
 class Pointer:
-    """The first head of the context tower's last attention layer, whose queries and keys it keeps while training.
+    """The first head of one of the context tower's attention layers, whose queries and keys it keeps while training.
 
     Where to look is learnt as such, beside the tokens. Only this head is asked, at the price of projecting once more.
+    ``before`` counts attention layers from the last; there may be none so early.
     """
 
-    def __init__(self, model: Omni) -> None:
+    def __init__(self, model: Omni, before: int = 0) -> None:
         layers = [block.mixer for block in model.context.blocks if block.letter == "*"]
-        self.layer = layers[-1] if layers else None
+        self.layer = layers[-1 - before] if len(layers) > before else None
         self.called: tuple[Tensor, Layout] | None = None
         self.learning = False
         if self.layer is not None:
@@ -34,12 +39,12 @@ class Pointer:
         """
         return hidden if self.layer is None else self.called[0]
 
-    def loss(self, targets: Tensor) -> Tensor:
-        """Of the latest reading, whose tokens are read from ``targets`` (b, n)."""
+    def losses(self, targets: Sequence[Tensor]) -> list[Tensor]:
+        """Of the latest reading, whose tokens are read from each of ``targets`` (b, n)."""
         if self.called is None or not self.learning:
             raise ValueError("pointer_weight needs a context tower with attention that is being trained")
         (queries, keys, _), self.called = self.layer.project(*self.called), None
-        return losses.pointed(queries[:, 0], keys[:, 0], targets)
+        return [losses.pointed(queries[:, 0], keys[:, 0], own) for own in targets]
 
 
 class Linker:
@@ -94,3 +99,30 @@ class Average(nn.Module):
     def weights(self) -> dict[str, Tensor]:
         """The averaged state dict."""
         return {n.replace("/", "."): b for n, b in self.named_buffers() if n != "updates"}
+
+
+def load_weights(module: nn.Module, source: str | Path) -> None:
+    """Start from another run's checkpoint or from a saved model's folder.
+
+    Strict, but for parts that the source was trained without; heads that serve training only are not in a folder.
+    """
+    state = _folder_state(source) if Path(source).is_dir() else _checkpoint_state(source)
+    missing, unexpected = module.load_state_dict(state, strict=False)
+    if unexpected:
+        raise ValueError(f"{source} holds weights that the recipe's model has no place for: {unexpected[:5]}")
+    if len(missing) == len(module.state_dict()):
+        raise ValueError(f"{source} holds none of the model's weights")
+
+
+def _checkpoint_state(path: str | Path) -> dict[str, Tensor]:
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    return state.get("state_dict", state)
+
+
+def _folder_state(folder: str | Path) -> dict[str, Tensor]:
+    """A model's weights, as the weights and as their average."""
+    from omni.families import load_folder
+
+    weights = load_folder(Path(folder), device="cpu", dtype=torch.float32).state_dict()
+    averages = {f"ema.{name.replace('.', '/')}": value.clone() for name, value in weights.items()}
+    return {f"model.{name}": value for name, value in weights.items()} | averages

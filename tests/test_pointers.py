@@ -1,16 +1,17 @@
 """Where each token that is said stands before: in the picture or in what was told; and the loss that asks for it."""
 
 import math
+import re
 
 import pytest
 import torch
 
 import omni
-from omni.data.batches import Encoding, read_batch
+from omni.data.batches import ROW_CLASSES, Encoding, read_batch
 from omni.data.clip_log import event_targets, placed_log
 from omni.data.clips import KINDS, sample_clip
 from omni.data.documents import sample_document
-from omni.data.pointers import looked_up, pointers, squares
+from omni.data.pointers import asks, looked_up, numbered, pointers, squares, telling
 from omni.data.senses import look_batch, watch_batch
 from omni.inputs import Inputs
 from omni.losses import IGNORED, pointed
@@ -73,6 +74,7 @@ TABLE = "Kelvo sales\nQ1 5% red\nQ2 12% blue\nQ3 5% pink\nSum 2.5\n3 bars larges
         ("Is there a bar for Q3?", "yes", "Q3 5% pink"),
         ("Is there a bar for Q4?", "no", None),
         ("Is Q2 larger than Q3?", "yes", None),
+        ("Is it paid?", "no", None),
         ("Which bar is the largest?", "Q2", "3 bars largest Q2"),
         ("What is 2?", "2", None),  # neither in Q2 nor in 12 or 2.5
         ("What is the sum?", "2.5", "Sum 2.5"),
@@ -107,7 +109,94 @@ def test_words_that_sum_up_point_at_where_they_were_told():
     assert found[again : again + 2] == [5, 6]
     assert set(found[text.index("2 bars") : again]) == {IGNORED}
     assert found[len(text) :] == [IGNORED, 0, IGNORED]  # yes points at what is there
-    assert pointers(labels, [("", text), ("Is it?", "no")])[: len(text)] == [IGNORED] * len(text)
+    missing = pointers(labels, [("", text), ("Is it?", "no")])
+    assert missing == [IGNORED] * len(text) + [IGNORED, len(text) - 1, IGNORED]  # no: at the end of what was told
+    many = pointers(labels, [("", text), ("How many rows are there?", "9")], counted=text.index("Q2"))
+    assert many[len(text) + 1] == text.index("Q2")  # the last row says how many there are
+
+
+def test_words_of_a_question_lead_to_where_they_were_told():
+    text, encode = "SALES\nTea 3.50 red\nIced tea 2 red\nBus 2 red", ByteTokenizer().encode
+    turns = [("", text), ("Is there a line for Bus, or for Bread?", "no"), ("Which costs 2, the iced tea?", "Iced tea")]
+    ids, labels = [], []
+    for question, answer in turns:
+        ids += [*encode(question), 3, *encode(answer), 7]
+        labels += [IGNORED] * (len(question) + 1) + [1] * (len(answer) + 1)
+    found, begin = asks(ids, labels, turns, encode), 1
+    said = ByteTokenizer().decode
+    lead = {i: at for i, at in enumerate(found) if at != IGNORED}
+    second = len(text) + 2 + len(turns[1][0]) + 1 + len("no") + 1
+    lines = {said(ids[(second if i > second else begin) : i]).split()[-1].strip("?,"): at for i, at in lead.items()}
+    told = {word: at - begin for word, at in lines.items()}
+    end = text.index("Bus") + 2
+    # One of the question's words was not told; "or" and "costs" are only looked for where the answer is no.
+    assert told == {
+        "Bus": end,
+        "or": len(text),
+        "Bread": len(text),
+        "2": text.index("tea 2") + 4,
+        "iced": text.index("Iced") + 3,
+        "tea": text.index("tea 2") + 2,
+    }
+
+
+def test_rows_of_a_table_are_numbered():
+    text = "SALES\nTea 3\nBus 2\nTotal 5"
+    labels = [IGNORED, IGNORED, *range(len(text) + 1), IGNORED, 1, 1, IGNORED]
+    nowhere = [IGNORED] * len(labels)
+    found = numbered(labels, text, (1, 3), nowhere, nowhere)
+    assert found == [IGNORED] * 2 + [0] * 6 + [1] * 6 + [2] * 6 + [0] * 8 + [IGNORED] * 4
+    assert numbered(labels, text, (0, 0), nowhere, nowhere) == [IGNORED] * 2 + [0] * (len(text) + 1) + [IGNORED] * 4
+    assert telling(labels) == [False] * 2 + [True] * (len(text) + 1) + [False] * 4
+
+
+@pytest.mark.parametrize(
+    ("question", "answer", "row"),
+    [("Whose is 2?", "Bus", 2), ("Is Tea in it?", "yes", 1), ("What is Car?", "Tea", None)],
+)
+def test_a_question_knows_the_row_of_its_answer(question, answer, row):
+    text, encode = "SALES\nTea 3\nBus 2\nTotal 5", ByteTokenizer().encode
+    turns = [("", text), (question, answer)]
+    ids = [*encode(text), 7, *encode(question), 3, *encode(answer), 7]
+    labels = [1] * (len(text) + 1) + [IGNORED] * (len(question) + 1) + [1] * (len(answer) + 1)
+    points, asked = pointers(labels, turns), asks(ids, labels, turns, encode)
+    found = numbered(labels, text, (1, 3), points, asked)[len(text) + 1 :]
+    known = [i for i, number in enumerate(found) if number != IGNORED]
+    if row is None:  # none of its words was told
+        assert not known
+    else:
+        last = next(m for m in re.finditer(r"2|Tea", question)).end() - 1
+        assert known == list(range(last, len(question) + 1))
+        assert {found[i] for i in known} == {row}
+
+
+@pytest.mark.parametrize("level", ["page", "chart"])
+def test_a_count_is_that_of_the_rows(level):
+    counted = 0
+    for seed in range(80):
+        document = sample_document(seed, level)
+        if document.rows is None:
+            continue
+        first, behind = document.rows
+        lines = document.text.split("\n")[first:behind]
+        assert len(lines) == behind - first < ROW_CLASSES
+        for question, answer in document.qa:
+            if re.match("How many (items|rows|bars|points|slices|categories)", question):
+                counted += 1
+                assert int(answer) == len(lines)
+    assert counted > 8
+
+
+def test_looks_are_asked_of_two_layers():
+    model = omni.load("tiny", dtype=torch.float32).train()
+    asker = Pointer(model, before=1)
+    layers = [block.mixer for block in model.context.blocks if block.letter == "*"]
+    assert asker.layer is layers[-2]
+    model.read(Inputs(torch.randint(40, 120, (1, 9), generator=torch.Generator().manual_seed(1))))
+    asker.losses([torch.tensor([[IGNORED] * 8 + [2]])])[0].backward()
+    assert layers[-2].q_proj.weight.grad.any()
+    assert not any(block.weight.grad is not None for block in (layers[-1].q_proj, layers[-1].k_proj))
+    assert Pointer(model, before=len(layers)).layer is None
 
 
 @pytest.mark.parametrize("bare", [False, True])
@@ -148,7 +237,7 @@ def test_words_about_pictures_and_clips_point_at_what_shows_them_and_answers_at_
         told = own & (there != special[kind])
         assert told.sum() > 20
         unlike = batch.input_ids[told & (there != batch.input_ids)]
-        assert set(map(words_of, unlike.tolist())) <= {ord("y")}  # what is asked for is there: yes
+        assert set(map(words_of, unlike.tolist())) <= {ord("y"), ord("n")}  # what is asked for is there: yes
         assert len(unlike) < told.sum() / 5
         happens = batch.events[..., 1].flatten(1) > 0  # (b, tokens)
         for ids, points, events in zip(batch.input_ids, batch.points, happens, strict=True):
@@ -194,9 +283,9 @@ def test_the_pointer_is_the_attention_that_the_model_computes():
     with torch.no_grad():
         model.read(Inputs(ids))
     with pytest.raises(ValueError, match="pointer_weight"):
-        pointer.loss(targets)  # nothing is kept of what is not learned from
+        pointer.losses([targets])[0]  # nothing is kept of what is not learned from
     model.read(Inputs(ids))
-    loss = pointer.loss(targets)
+    loss = pointer.losses([targets])[0]
     layers = [block.mixer for block in model.context.blocks if block.letter == "*"]
     loss.backward()
     assert all(layer.q_proj.weight.grad.abs().sum() > 0 for layer in layers)
@@ -206,7 +295,7 @@ def test_the_pointer_is_the_attention_that_the_model_computes():
         for p in model.parameters():
             p.grad = None
         model.read(Inputs(ids))
-        now = pointer.loss(targets)
+        now = pointer.losses([targets])[0]
         now.backward()
         with torch.no_grad():
             for p in (layers[-1].q_proj.weight, layers[-1].k_proj.weight):

@@ -122,7 +122,7 @@ def test_every_sense_has_a_loss_and_a_gradient(model):
     for kind, (plan, data) in made.items():
         parts |= module.sense_losses(kind, plan, data)
     named = ("watch_shown", "look_shown", "film_shown", "listen_heard", "film_heard")
-    assert {*SENSES, *named, *(f"{name}_read" for name in named)} == set(parts)
+    assert {*SENSES, *(f"{kind}_told" for kind in SENSES), *named, *(f"{name}_read" for name in named)} == set(parts)
     sum(weight * loss for weight, loss in parts.values()).backward()
     for name in ("vision.video_stem", "vision.stem", "sound", "sound_projector", "projector", "context"):
         assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in model.get_submodule(name).parameters()), name
@@ -181,15 +181,17 @@ def test_what_is_pointed_at_moves_with_the_pruned_row(model):
     tokens = int(places[0].sum())
     orders = [torch.randperm(tokens, generator=torch.Generator().manual_seed(i)) for i in range(len(places))]
     kept = torch.stack(orders) % 3 == 0  # as many in every row
-    ids, labels, points = module._without(made.input_ids, made.labels, made.points, kept)
+    ids, labels, points, asks = module._without((made.input_ids, made.labels), (made.points, made.asks), kept)
     stays = places.clone()
     stays[places] = kept.flatten()
     stays |= ~places
     pruned = 0
     for row in range(len(ids)):
         index = stays[row].nonzero()[:, 0].tolist()  # where each token that is left stood
+        for looks, before in ((points, made.points), (asks, made.asks)):
+            old = before[row][stays[row]].tolist()
+            assert looks[row].tolist() == [index.index(at) if at in index else IGNORED for at in old]
         old = made.points[row][stays[row]].tolist()
-        assert points[row].tolist() == [index.index(at) if at in index else IGNORED for at in old]
         pruned += sum(at not in index for at in old if at != IGNORED)
     own = points != IGNORED
     there = ids.gather(1, points.clamp(min=0))[own]

@@ -17,6 +17,7 @@ import omni
 from omni import families
 from omni.config import ConfigError, replace
 from omni.families.base import Preset
+from omni.losses import IGNORED
 from omni.recipe import ReadPlan, Stage, load_recipe
 from omni.training import OmniTraining, Steps, build, encoding, train
 
@@ -205,7 +206,11 @@ def test_a_head_is_told_where_to_look_where_the_recipe_says_so(recipe):
     steps = Steps(module.recipe, encoding(module.model))
     plan = ReadPlan(size=1, mixture={"page": 1.0}, pointer_weight=0.5, questions=2, read_first=1.0)
     batch = steps._read(0, plan)
-    weight, loss = module.read_losses(plan, batch)["read_point"]
+    parts = module.read_losses(plan, batch)
+    looks = {"read_point", "read_answer", "read_row", "read_row_early", "read_sought"}
+    assert looks <= set(parts)
+    assert ("read_ask" in parts) == (module.asker.layer is not None)
+    weight, loss = parts["read_point"]
     assert weight == 0.5
     assert loss.item() > 0
     loss.backward()
@@ -214,7 +219,28 @@ def test_a_head_is_told_where_to_look_where_the_recipe_says_so(recipe):
     assert "head" not in moved
     with pytest.raises(ValueError, match="pointer_weight is set"):
         OmniTraining(module.model, replace(module.recipe, frozen=("context",), stages=(_reading(plan),)))
-    assert "read_point" not in module.read_losses(replace(plan, pointer_weight=0.0), batch)
+    assert not looks & set(module.read_losses(replace(plan, pointer_weight=0.0), batch))
+
+
+def test_what_is_told_and_what_is_answered_count_by_themselves(recipe):
+    module = build(load_recipe(recipe)).train()
+    steps = Steps(module.recipe, encoding(module.model))
+    plan = ReadPlan(size=3, mixture={"page": 1.0}, pointer_weight=0.5, questions=4, read_first=1.0, given=0.0)
+    batch = steps._read(0, plan)
+    told = batch.told
+    assert torch.equal(told & (batch.labels != IGNORED), told)
+    assert int((~told & (batch.labels != IGNORED)).sum()) > 10
+    whole = module.read_losses(plan, batch)
+    for kept, lost, names in (
+        (told, "answer", ("read_told", "read_point")),
+        (~told, "told", ("read", "read_answer")),
+    ):
+        part = replace(batch, labels=batch.labels.where(kept, IGNORED), points=batch.points.where(kept, IGNORED))
+        alone = module.read_losses(plan, part)
+        for name in ("read", "read_told", "read_point", "read_answer"):
+            assert alone[name][1].item() == pytest.approx(whole[name][1].item() if name in names else 0.0), (lost, name)
+    given = steps._read(1, replace(plan, given=1.0))
+    assert not bool((given.labels[given.told] != IGNORED).any())
 
 
 def _reading(plan: ReadPlan) -> Stage:

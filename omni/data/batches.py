@@ -9,6 +9,7 @@ import string
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from random import Random
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from omni.data.booklets import NOT_ANSWERABLE, foreign_question
 from omni.data.documents import SIZES, Document, sample_document
-from omni.data.pointers import pointers, squares
+from omni.data.pointers import asks, numbered, pointers, squares, telling
 from omni.data.scenes import CATEGORIES, COLORS, FREE_RADIUS, SHAPES, Scene, coverage, describe, sample_scene
 from omni.data.sights import THING_SHARE
 from omni.data.text import sample_text
@@ -28,6 +29,7 @@ GLYPH_CLASSES = 96  # 0 is "no character", then printable ASCII from "!"
 VALUE_SLOTS = 4  # characters of each of the two first values that a label names
 LABEL_SLOTS = 3 + 2 * VALUE_SLOTS  # the number of its row, those, and the first and last letter of its colour
 LINKS = 3  # from where a chart shows a value: to the axis at its left, to that below, and to its name
+ROW_CLASSES = 16  # 0 is "in no table", then the number of the row
 CELL_SLOTS = 5  # characters centred within one token's square, in reading order
 # Of a latent token: which thing it shows, its shape and its colour; 0 is "none".
 THING_CLASSES = (1 + max(FREE_RADIUS), 1 + len(SHAPES), 1 + len(COLORS))
@@ -37,8 +39,21 @@ MISREAD = (0.0, 0.02, 0.06)  # shares of wrong characters in those
 TRANSCRIBE = ("Read the page.", "What is written here?", "Transcribe the text.")
 
 
-Row = tuple[list[int], list[int], list[int]]
-"""Ids, labels and pointers of one row."""
+class Row(NamedTuple):
+    """The tokens of one conversation and what is known of each, see ``omni.data.pointers``."""
+
+    ids: list[int]
+    labels: list[int]
+    points: list[int]
+    asks: list[int]
+    told: list[bool]
+    rows: list[int]
+
+
+def row_untold(ids: list[int], labels: list[int]) -> Row:
+    """A row in which nothing is told before it is asked for."""
+    nowhere = [IGNORED] * len(ids)
+    return Row(ids, labels, nowhere, nowhere, [False] * len(ids), nowhere)
 
 
 class Batch:
@@ -58,6 +73,9 @@ class ReadBatch(Batch):
     input_ids: Tensor | None  # (b, n) right-padded; None: glyphs only
     labels: Tensor | None  # (b, n) next tokens; IGNORED outside the answers
     points: Tensor | None = None  # (b, n) where each token that is said stands before; IGNORED if nowhere
+    asks: Tensor | None = None  # (b, n) where the word of a question that ends before each token was told, or nowhere
+    told: Tensor | None = None  # (b, n) whether a token belongs to a transcription before the questions
+    rows: Tensor | None = None  # (b, n) classes: in which row of a table a token is, or what it asks for; or IGNORED
     links: Tensor | None = None  # (b, patches, LINKS) patches that a chart's values are read at; IGNORED elsewhere
 
 
@@ -184,7 +202,7 @@ def read_batch(
     labelled = torch.from_numpy(np.stack([label_targets(d, encoding.token_pixels) for d in documents]))
     links = torch.from_numpy(np.stack([link_targets(d, encoding.patch) for d in documents]))
     if not talk:
-        return ReadBatch(pixels, glyphs, cells, labelled, None, None, None, links)
+        return ReadBatch(pixels, glyphs, cells, labelled, None, None, links=links)
     tokens = shape[0] * shape[1] // encoding.token_pixels**2
     documents = [_with_foreign(d, documents[i - 1], rng, foreign) for i, d in enumerate(documents)]
     rows = [
@@ -193,8 +211,7 @@ def read_batch(
         else _conversation(d, rng, tokens, encoding, questions, read_first, given)
         for d in documents
     ]
-    input_ids, labels, points = pad_rows(rows, encoding.special["pad"])
-    return ReadBatch(pixels, glyphs, cells, labelled, input_ids, labels, points, links)
+    return ReadBatch(pixels, glyphs, cells, labelled, *pad_rows(rows, encoding.special["pad"]), links)
 
 
 def _with_foreign(document: Document, other: Document, rng: Random, share: float) -> Document:
@@ -218,8 +235,8 @@ def _bare(
         asked = [*encoding.encode(question), special["end_think"]]
         said = [*encoding.encode(answer), special["eos"][0]]
         ids, labels = ids + asked + said, labels + [IGNORED] * len(asked) + said
-    told = [("", document.text), *turns[1:]] if turns[0][1] == text else []
-    return _pointing(document, ids, labels, told, given, encoding)
+    turns = [("", document.text), *turns[1:]] if turns[0][1] == text else []
+    return _pointing(document, ids, labels, turns, given, encoding)
 
 
 def _transcription(document: Document, rng: Random, share: float) -> tuple[str, bool]:
@@ -229,15 +246,20 @@ def _transcription(document: Document, rng: Random, share: float) -> tuple[str, 
 
 
 def _pointing(
-    document: Document, ids: list[int], labels: list[int], told: list[tuple[str, str]], given: bool, encoding: Encoding
+    document: Document, ids: list[int], labels: list[int], turns: list[tuple[str, str]], given: bool, encoding: Encoding
 ) -> Row:
-    """The row with where its tokens stand, if a transcription is ``told`` first; of a ``given`` one nothing is said."""
-    if not told:
-        return ids, labels, [IGNORED] * len(ids)
+    """The row with where its tokens stand, if ``turns`` begin with a transcription; of a ``given`` one nothing is said."""
+    if not turns:
+        return row_untold(ids, labels)
     start = ids.index(encoding.special["image"]) if encoding.special["image"] in ids else 0
     seen = [at if at == IGNORED else start + at for at in squares(document, encoding.token_pixels)]
-    points = pointers(labels, told, seen)
-    return ids, _unsaid(labels, encoding) if given else labels, points
+    lines, rows, last = document.text.split("\n"), document.rows, None
+    if rows:
+        last = sum(len(line) + 1 for line in lines[: rows[1] - 1])
+    points, asked = pointers(labels, turns, seen, last), asks(ids, labels, turns, encoding.encode)
+    said = _unsaid(labels, encoding) if given else labels
+    numbers = numbered(labels, document.text, rows or (0, 0), points, asked)
+    return Row(ids, said, points, asked, telling(labels), numbers)
 
 
 def _unsaid(labels: list[int], encoding: Encoding) -> list[int]:
@@ -282,8 +304,8 @@ def _conversation(
     at = ids.index(encoding.special["image"])
     run = [encoding.special["image"]] * image_tokens
     ids, labels = ids[:at] + run + ids[at + 1 :], labels[:at] + [IGNORED] * image_tokens + labels[at + 1 :]
-    told = [("", document.text), *asked[1:]] if asked[0] == transcription else []
-    return _pointing(document, ids, labels, told, given, encoding)
+    turns = [("", document.text), *asked[1:]] if asked[0] == transcription else []
+    return _pointing(document, ids, labels, turns, given, encoding)
 
 
 def answer_labels(ids: list[int], special: dict) -> tuple[list[int], list[int]]:
@@ -386,11 +408,14 @@ def upsampling(seed: int, rng: Random) -> list[dict]:
     ]
 
 
-def pad_rows(rows: Sequence[Row], pad: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Ids, labels and pointers, each (b, n)."""
-    ids, labels = pad_answers([row[:2] for row in rows], pad)
-    points = [row[2] + [IGNORED] * (ids.shape[1] - len(row[2])) for row in rows]
-    return ids, labels, torch.tensor(points)
+def pad_rows(rows: Sequence[Row], pad: int) -> tuple[Tensor, ...]:
+    """What rows hold, each (b, n)."""
+    width = max(len(row.ids) for row in rows)
+    ends = Row(pad, IGNORED, IGNORED, IGNORED, False, IGNORED)
+    return tuple(
+        torch.tensor([part + [end] * (width - len(part)) for part in parts])
+        for parts, end in zip(zip(*rows, strict=True), ends, strict=True)
+    )
 
 
 def pad_answers(rows: Sequence[tuple[list[int], list[int]]], pad: int) -> tuple[Tensor, Tensor]:

@@ -105,6 +105,7 @@ def close(
             page.reading += _printed(page, name)
             page.reading += _at(ink, [page.glyphs[page.placed[name]][1:]])
         page.labels += [_label(page, name, (), ink) for name, ink in zip(table.series, inks, strict=True)]
+    page.rows = len(page.lines), len(page.lines) + len(table.names)
     for i, (name, tint) in enumerate(zip(table.names, tints, strict=True)):
         values = tuple(table.shown(i, j) for j in columns)
         page.lines.append(_said((name, *values, tint)))

@@ -83,6 +83,7 @@ def item_rows(page: Page, questions: Questions, names: list[str], prices: list[s
     rng = page.rng
     space = page.span - max(page.measure(price) for price in prices) - page.measure("  ")
     counted = rng.random() < 0.25 and all(page.measure(f"88 {name}") <= space for name in names)
+    page.rows = len(page.lines), len(page.lines) + len(names)
     for name, price in zip(names, prices, strict=True):
         count = str(rng.randint(1, 60))
         page.pair(f"{count} {name}" if counted else name, price, pair=manner)
@@ -270,6 +271,7 @@ def write_table(page: Page, key: str, keys: list[str], cells: dict[str, list[str
     page.row(*header, face=rng.choice(("bold", "regular")), bar=bar)
     if not bar and rng.random() < 0.7:
         page.rule(gap=2)
+    page.rows = len(page.lines), len(page.lines) + len(keys)
     for i, name in enumerate(keys):
         page.row(Cell(name, page.left), *(Cell(cells[column][i], x, "r") for column, x in places.items()))
     if rng.random() < 0.2 and places and not bar:
@@ -430,6 +432,7 @@ def schedule(page: Page, questions: Questions) -> None:
     space = page.span - page.measure("88:88   ")
     events = distinct(lambda: page.fit(lambda: words.item(rng), space), len(times))
     first_time = rng.random() < 0.7
+    page.rows = len(page.lines), len(page.lines) + len(times)
     for time, event in zip(times, events, strict=True):
         page.pair(*((time, event) if first_time else (event, time)))
         questions.ask(("When is {}?", "At what time is {}?"), time, event)
@@ -448,6 +451,7 @@ def numbered_list(page: Page, questions: Questions) -> None:
     count = max(2, min(rng.randint(4, 9), page.room))
     mark = rng.choice(("{}.", "{})", "-", "*"))
     things = distinct(lambda: page.fit(lambda: thing(rng), page.span - page.measure("9.  ")), count)
+    page.rows = len(page.lines), len(page.lines) + count
     for i, text in enumerate(things, 1):
         page.pair(mark.format(i), text, pair="adjacent")
         if "{}" in mark:

@@ -41,6 +41,7 @@ class Document:
     tips: tuple[Tip, ...]  # where the values of a chart are shown
     tints: tuple[Tip, ...]  # where its colours are
     kind: str  # a key of ``KINDS`` or ``CHARTS``, or the level for anything less than a page
+    rows: tuple[int, int] | None = None  # lines of ``text`` that are a table or a list: the first, and that behind
 
     def squares(self, side: int) -> int:
         """How many squares of ``side`` pixels the page has."""
@@ -117,7 +118,7 @@ def _draw_chart(rng: Random, height: int, width: int) -> Document:
 def _finish(page: Page, qa: tuple[tuple[str, str], ...], kind: str) -> Document:
     image, text = page.finish(), "\n".join(page.lines)
     known = map(tuple, (page.glyphs, page.reading, page.labels, page.tips, page.tints))
-    return Document(image, text, qa, *known, kind)
+    return Document(image, text, qa, *known, kind, page.rows)
 
 
 def _strip(rng: Random, height: int, width: int, rows: int) -> Page:

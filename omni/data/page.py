@@ -182,6 +182,7 @@ class Page:
         self.left, self.right = style.margin, width - style.margin
         self.top, self.bottom = min(style.margin, height / 8), height - min(style.margin, height / 8)
         self.lines: list[str] = []
+        self.rows: tuple[int, int] | None = None  # lines of its table, or of what it lists: the first, and that behind
         self.glyphs: list[Glyph] = []
         self.placed: dict[str, int] = {}  # where among the glyphs a text that stands for itself begins
         self.labels: list[Label] = []  # from the top, or in the order of the transcription

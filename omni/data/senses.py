@@ -14,11 +14,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from omni.data.batches import IGNORED, TRANSCRIBE, Batch, Encoding, Row, answer_labels, pad_rows, to_pixels
+from omni.data.batches import (
+    IGNORED,
+    TRANSCRIBE,
+    Batch,
+    Encoding,
+    Row,
+    answer_labels,
+    pad_rows,
+    row_untold,
+    to_pixels,
+)
 from omni.data.clip_log import Place, event_targets, placed_log, still_targets
 from omni.data.clips import Clip, clip_targets, sample_clip
 from omni.data.films import Film, sample_film, screen_targets
-from omni.data.pointers import pointers
+from omni.data.pointers import asks, pointers, telling
 from omni.data.scenes import Thing
 from omni.data.sights import box, box_targets, box_text, cell_of, full_name, sample_sight, sight_targets, square_of
 from omni.data.sounds import Sound, sample_sound, sound_targets
@@ -37,6 +47,8 @@ class SenseBatch(Batch):
     input_ids: Tensor  # (b, n) right-padded
     labels: Tensor  # (b, n) next tokens; IGNORED outside the answers
     points: Tensor  # (b, n) where each token that is said stands before; IGNORED if nowhere
+    asks: Tensor  # (b, n) where the word of a question that ends before each token was told; IGNORED if nowhere
+    told: Tensor  # (b, n) whether a token belongs to what is told aloud before the questions
     frames: Tensor | None = None  # (b, T, 3, H, W) in [0, 1]; still pictures (b, 1, 3, H, W)
     shown: Tensor | None = None  # (b, units, tokens, 3) classes of shape, colour and motion
     events: Tensor | None = None  # (b, units, tokens, 4) classes of what happens at each token, once it is read
@@ -73,8 +85,8 @@ def watch_batch(
         log, places = placed_log(c, encoding.token_pixels)
         runs = [tokens] * (count // encoding.tubelet)
         told.append(Told("video", _video_text(c, encoding), runs, (rng.choice(DESCRIBE), log), c.qa, places))
-    ids, labels, points = _rows(told, rng, encoding, questions, read_first)
-    return SenseBatch(ids, labels, points, _frames([c.frames for c in clips]), **_moving(clips, encoding))
+    rows = _rows(told, rng, encoding, questions, read_first)
+    return SenseBatch(*rows, _frames([c.frames for c in clips]), **_moving(clips, encoding))
 
 
 def listing(things: Sequence[Thing]) -> str:
@@ -111,9 +123,9 @@ def look_batch(seed: int, size: int, encoding: Encoding, questions: int, read_fi
     shown = np.stack([sight_targets(s, encoding.token_pixels) for s in sights])[:, None]
     shown = np.concatenate([shown, np.full((*shown.shape[:-1], 1), IGNORED)], axis=-1)
     boxes = torch.from_numpy(np.stack([box_targets(s, encoding.token_pixels) for s in sights])[:, None])
-    ids, labels, points = _rows(told, rng, encoding, questions, read_first)
+    rows = _rows(told, rng, encoding, questions, read_first)
     events = torch.from_numpy(np.stack([still_targets(s, encoding.token_pixels) for s in sights])[:, None])
-    return SenseBatch(ids, labels, points, _frames(images), torch.from_numpy(shown), events, boxes)
+    return SenseBatch(*rows, _frames(images), torch.from_numpy(shown), events, boxes)
 
 
 def listen_batch(
@@ -127,8 +139,8 @@ def listen_batch(
         Told("audio", encoding.names["sound"], [encoding.sound_tokens(len(f))], r.qa[0], r.qa[1:])
         for r, f in zip(recordings, features, strict=True)
     ]
-    ids, labels, points = _rows(told, rng, encoding, questions, read_first)
-    return SenseBatch(ids, labels, points, **_sounds(recordings, features, encoding))
+    rows = _rows(told, rng, encoding, questions, read_first)
+    return SenseBatch(*rows, **_sounds(recordings, features, encoding))
 
 
 def film_batch(seed: int, size: int, encoding: Encoding, questions: int, read_first: float) -> SenseBatch:
@@ -144,15 +156,13 @@ def film_batch(seed: int, size: int, encoding: Encoding, questions: int, read_fi
         text = _video_text(film, encoding) + encoding.names["sound"]
         counts = [*[tokens] * (most // encoding.tubelet), encoding.sound_tokens(len(heard))]
         told.append(Told("video", text, counts, film.qa[0], film.qa[1:]))
-    ids, labels, points = _rows(told, rng, encoding, questions, read_first)
+    rows = _rows(told, rng, encoding, questions, read_first)
     sounds = _sounds(films, features, encoding)
     screen = torch.full((*sounds["heard"].shape, 2), IGNORED)
     for row, film, heard in zip(screen, films, features, strict=True):
         own = encoding.sound_tokens(len(heard))
         row[:own] = torch.from_numpy(screen_targets(film, own))
-    return SenseBatch(
-        ids, labels, points, _frames([f.frames for f in films]), **_moving(films, encoding), **sounds, screen=screen
-    )
+    return SenseBatch(*rows, _frames([f.frames for f in films]), **_moving(films, encoding), **sounds, screen=screen)
 
 
 def _held(film: Film, most: int) -> Film:
@@ -167,9 +177,9 @@ def _held(film: Film, most: int) -> Film:
 
 def _rows(
     told: Sequence[Told], rng: Random, encoding: Encoding, questions: int, read_first: float
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     rows = [_row(one, rng, encoding, questions, rng.random() < read_first) for one in told]
-    return pad_rows(rows, encoding.special["pad"])
+    return pad_rows(rows, encoding.special["pad"])[:5]
 
 
 def _row(told: Told, rng: Random, encoding: Encoding, questions: int, read_first: bool) -> Row:
@@ -183,8 +193,11 @@ def _row(told: Told, rng: Random, encoding: Encoding, questions: int, read_first
         messages += [{"role": "user", "content": content}, {"role": "assistant", "content": answer}]
     ids = encoding.encode_chat(messages, add_generation_prompt=False, media=[told.text])
     ids, labels = expanded(*answer_labels(ids, encoding.special), encoding.placeholders, told.counts)
-    aloud = bool(turns) and turns[0] == told.aloud
-    return ids, labels, pointers(labels, turns, _shown_at(told, ids, encoding)) if aloud else [IGNORED] * len(ids)
+    if not turns or turns[0] != told.aloud:
+        return row_untold(ids, labels)
+    points = pointers(labels, turns, _shown_at(told, ids, encoding))
+    asked = asks(ids, labels, turns, encoding.encode)
+    return row_untold(ids, labels)._replace(points=points, asks=asked, told=telling(labels))
 
 
 def _shown_at(told: Told, ids: Sequence[int], encoding: Encoding) -> list[int]:

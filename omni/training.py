@@ -313,15 +313,16 @@ class OmniTraining(L.LightningModule):
 
         And, as the last one is given it, in which row the answer is read.
         """
-        if not bool(batch.told.any()):
-            return {}
+        late, early = (
+            head(layer.looked_at(hidden))
+            for head, layer in zip(self.row_heads, (self.pointer, self.asker), strict=True)
+        )
         sought = (batch.rows != losses.IGNORED) & ~batch.told
-        places = {"read_row": (self.pointer, batch.told), "read_row_early": (self.asker, batch.told)}
-        places |= {"read_sought": (self.pointer, sought)} if bool(sought.any()) else {}
-        heads = dict(zip(places, (*self.row_heads, self.row_heads[0]), strict=False))
+        parts = {"read_row": (late, batch.told), "read_row_early": (early, batch.told), "read_sought": (late, sought)}
         return {
-            name: (weight, losses.glyphs(heads[name](layer.looked_at(hidden)[own]), batch.rows[own]))
-            for name, (layer, own) in places.items()
+            name: (weight, losses.glyphs(logits[own], batch.rows[own]))
+            for name, (logits, own) in parts.items()
+            if bool(own.any())
         }
 
     def _looks(self, kind: str, weight: float, points: Tensor, asks: Tensor, told: Tensor) -> dict:

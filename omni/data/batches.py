@@ -248,7 +248,10 @@ def _transcription(document: Document, rng: Random, share: float) -> tuple[str, 
 def _pointing(
     document: Document, ids: list[int], labels: list[int], turns: list[tuple[str, str]], given: bool, encoding: Encoding
 ) -> Row:
-    """The row with where its tokens stand, if ``turns`` begin with a transcription; of a ``given`` one nothing is said."""
+    """The row with where its tokens stand, if there are ``turns`` that begin with a transcription.
+
+    Of a ``given`` one nothing is to be said.
+    """
     if not turns:
         return row_untold(ids, labels)
     start = ids.index(encoding.special["image"]) if encoding.special["image"] in ids else 0

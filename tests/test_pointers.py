@@ -16,7 +16,7 @@ from omni.data.senses import look_batch, watch_batch
 from omni.inputs import Inputs
 from omni.losses import IGNORED, pointed
 from omni.tokenizers.bytes import ByteTokenizer
-from omni.tokenizers.prompts import time_label
+from omni.tokenizers.prompts import NOT_ANSWERABLE, time_label
 from omni.training import encoding
 from omni.training_parts import Pointer
 
@@ -109,8 +109,9 @@ def test_words_that_sum_up_point_at_where_they_were_told():
     assert found[again : again + 2] == [5, 6]
     assert set(found[text.index("2 bars") : again]) == {IGNORED}
     assert found[len(text) :] == [IGNORED, 0, IGNORED]  # yes points at what is there
-    missing = pointers(labels, [("", text), ("Is it?", "no")])
-    assert missing == [IGNORED] * len(text) + [IGNORED, len(text) - 1, IGNORED]  # no: at the end of what was told
+    # What is missing is looked for up to the end of what was told.
+    missing, unanswered = (pointers(labels, [("", text), ("Is it?", said)]) for said in ("no", NOT_ANSWERABLE))
+    assert missing == unanswered == [IGNORED] * len(text) + [IGNORED, len(text) - 1, IGNORED]
     many = pointers(labels, [("", text), ("How many rows are there?", "9")], counted=text.index("Q2"))
     assert many[len(text) + 1] == text.index("Q2")  # the last row says how many there are
 

@@ -256,9 +256,8 @@ def _pointing(
         return row_untold(ids, labels)
     start = ids.index(encoding.special["image"]) if encoding.special["image"] in ids else 0
     seen = [at if at == IGNORED else start + at for at in squares(document, encoding.token_pixels)]
-    lines, rows, last = document.text.split("\n"), document.rows, None
-    if rows:
-        last = sum(len(line) + 1 for line in lines[: rows[1] - 1])
+    rows = document.rows
+    last = sum(len(line) + 1 for line in document.text.split("\n")[: rows[1] - 1]) if rows else None
     points, asked = pointers(labels, turns, seen, last), asks(ids, labels, turns, encoding.encode)
     said = _unsaid(labels, encoding) if given else labels
     numbers = numbered(labels, document.text, rows or (0, 0), points, asked)

@@ -71,7 +71,7 @@ def pad_rows(rows: list[list[int]], pad: int, left: bool = False) -> tuple[Tenso
 
 def runs(flags: Tensor) -> list[tuple[int, int, int]]:
     """(row, start, stop) of every run of True in (b, n), in reading order."""
-    found = []
+    found, flags = [], flags.cpu()  # one wait for the device, not one a row
     for row in range(flags.shape[0]):
         columns = flags[row].nonzero().flatten().tolist()
         for i, column in enumerate(columns):

@@ -201,6 +201,7 @@ class Recipe:
     frozen: tuple[str, ...] = ()  # parts of the model that stay as they are: embed, context, vision ...
     threads: int = 0  # of each process; 0: leave torch's choice
     devices: int = 1  # processes, or GPUs, that share each step
+    workers: int = 0  # processes beside each of them that make its batches; 0: it makes them itself
     accelerator: str = "auto"
     precision: str = "32-true"
     log_every: int = 10
@@ -213,7 +214,7 @@ class Recipe:
         _require(len(self.stages) > 0, "a recipe needs at least one stage")
         for name in ("devices", "warmup", "log_every", "save_every", "probe_every"):
             _check(self, name, 1, whole=True)
-        for name in ("seed", "threads"):
+        for name in ("seed", "threads", "workers"):
             _check(self, name, 0, whole=True)
         _check(self, "ema", 0, 1)
         _check(self, "batch_scale", 1e-6, 1e6)

@@ -397,7 +397,8 @@ class OmniTraining(L.LightningModule):
     def train_dataloader(self) -> DataLoader:
         part, parts = self.trainer.global_rank, self.trainer.world_size
         steps = Steps(self.recipe, encoding(self.model), self.global_step, part, parts)
-        return DataLoader(steps, batch_size=None)
+        workers = self.recipe.workers  # they take the steps in turn, so the order stays the same
+        return DataLoader(steps, batch_size=None, num_workers=workers, prefetch_factor=4 if workers else None)
 
     def transfer_batch_to_device(self, batch: dict[str, Any], device: torch.device, index: int) -> dict[str, Any]:
         return {kind: (plan, data.to(device)) for kind, (plan, data) in batch.items()}
@@ -457,6 +458,8 @@ def train(
     recipe = load_recipe(path, preset, overrides)
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
+    if torch.cuda.is_available():
+        torch.set_float32_matmul_precision("high")  # TF32
     torch.set_flush_denormal(True)  # forgotten states and old gradients would slow a CPU down a hundred times
     module = build(recipe)
     if init is not None:

@@ -445,3 +445,6 @@ def test_the_free_choice_on_a_gpu_equals_the_reference():
     actual = routed_experts(x, indices.cuda(), weights, up, down)
     with force("experts", "reference"):
         close(actual, routed_experts(x, indices.cuda(), weights, up, down), torch.bfloat16)
+    with torch.autocast("cuda", torch.bfloat16):  # weights in float32, as they are while training
+        out = routed_experts(x.float(), indices.cuda(), weights, up.float(), down.float())
+    close(out, actual, torch.bfloat16)

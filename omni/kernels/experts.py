@@ -147,7 +147,8 @@ def routed_experts_grouped(x, indices, weights, up, down):
     order = flat.argsort(stable=True)
     tokens = order // indices.shape[1]
     ends = torch.bincount(flat, minlength=up.shape[0]).cumsum(0).to(torch.int32)
-    hidden = F.relu(F.grouped_mm(x.index_select(0, tokens), up.mT, offs=ends)).square()
+    hidden = F.relu(F.grouped_mm(x.index_select(0, tokens), up.mT, offs=ends))
+    hidden = hidden * hidden  # autocast would square in float32, and the library wants one type
     done = F.grouped_mm(hidden, down.mT, offs=ends).to(w)
     weighted = done * weights.flatten().to(w).index_select(0, order)[:, None]
     return torch.zeros(x.shape, dtype=w, device=x.device).index_add(0, tokens, weighted).to(x.dtype)

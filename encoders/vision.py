@@ -129,21 +129,29 @@ class UnitEncoder(nn.Module, ABC):
     def encode(self, units: Sequence[Tensor]) -> list[Features]:
         """Images (3, H, W) and tubelets (f, 3, H, W) of any sizes, in [0, 1], without padding.
 
+        All units are checked before one is encoded: ValueError where a size does not divide or a tubelet has other
+        frames.
+        """
+        found = dict(pair for pairs in self.passes(units) for pair in pairs)
+        return [found[i] for i in range(len(units))]
+
+    def passes(self, units: Sequence[Tensor]) -> Iterator[list[tuple[int, Features]]]:
+        """What :meth:`encode` finds, one pass at a time and each unit with its place, the smallest ones first.
+
         Long lists are cut into passes of :data:`PACK_PATCHES`, on a CPU of :data:`CPU_PATCHES`; units do not meet, so
-        that changes nothing. All units are checked before one is encoded: ValueError where a size does not divide or a
-        tubelet has other frames.
+        that changes nothing. Whoever reduces each pass before the next never holds the patches of a long video.
         """
         grids = [self._check(unit.shape) for unit in units]
-        found: dict[int, Features] = {}
         order = sorted(range(len(units)), key=lambda i: (grids[i][0] * grids[i][1], grids[i], units[i].dim()))
         on_cpu = next(self.parameters()).device.type == "cpu"
         for members in _packs(order, grids, min(PACK_PATCHES, CPU_PATCHES) if on_cpu else PACK_PATCHES):
             alike = [list(same) for _, same in groupby(members, key=lambda i: units[i].shape)]
             batches = [self._normalise(torch.stack([units[i] for i in same])) for same in alike]
-            for same, (patches, *taps) in zip(alike, self._run(batches), strict=True):
-                for row, i in enumerate(same):
-                    found[i] = Features(patches[row], tuple(tap[row] for tap in taps), grids[i])
-        return [found[i] for i in range(len(units))]
+            yield [
+                (i, Features(patches[row], tuple(tap[row] for tap in taps), grids[i]))
+                for same, (patches, *taps) in zip(alike, self._run(batches), strict=True)
+                for row, i in enumerate(same)
+            ]
 
     def grid(self, size: tuple[int, int]) -> Grid:
         """Patches (rows, columns) of an image of ``size`` (height, width) pixels."""

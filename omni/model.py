@@ -133,9 +133,13 @@ class Omni(nn.Module):
             own = list(item.to(self.device).split(self.config.vision.tubelet)) if item.dim() == 4 else [item]
             units += [unit.to(self.device) for unit in own]
             owners += [i] * len(own)
+        projected: dict[int, Tensor] = {}
+        for found in eyes.passes(units):  # tokens are several times smaller than the patches they are made of
+            places, features = zip(*found, strict=True)
+            projected.update(zip(places, self._project_all(features), strict=True))
         tokens: list[list[Tensor]] = [[] for _ in pixels]
-        for i, projected in zip(owners, self._project_all(eyes.encode(units)), strict=True):
-            tokens[i].append(projected)
+        for place, owner in enumerate(owners):
+            tokens[owner].append(projected[place])
         return [torch.cat(own, dim=-2) for own in tokens]
 
     def _project_all(self, units: Sequence[Features]) -> Iterator[Tensor]:

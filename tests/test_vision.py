@@ -196,6 +196,20 @@ def test_see_is_encode_shuffle_project():
     assert features.shape[1] == 6
 
 
+def test_each_pass_is_projected_before_the_next(monkeypatch):
+    """So that the patches of a long list are never held at once."""
+    model, images = system("M*-E"), [picture(4, 6, seed) for seed in range(3)]
+    whole = model.see_all(images)
+    order = []
+    for part, method in ((model.vision, "_run"), (model.projector, "project")):
+        called = getattr(part, method)
+        monkeypatch.setattr(part, method, lambda *args, name=method, called=called: order.append(name) or called(*args))
+    monkeypatch.setattr("omni.encoders.vision.PACK_PATCHES", 24)
+    for got, expected in zip(model.see_all(images), whole, strict=True):
+        close(got, expected)
+    assert order == ["_run", "project"] * 3
+
+
 def test_images_of_different_sizes_in_one_call_equal_one_by_one(model):
     """Rows with no image, one, and several; padded on the left; each as if it were alone."""
     rows = [text(), text(0), text(1, 2, 3, 0), text(3)]

@@ -9,7 +9,8 @@ changes or touches does so at the start of a pair, and "when" is asked for the l
 What happens is told by :mod:`omni.data.clip_log`, which sees only the things, the times and the second of a touch.
 
 What a guess is worth, with `p` pairs. "When" is one of about `p` throughout. `shuffled` clips are no control for
-what does not depend on order: motion within a pair, whether bodies touch, how many things there are altogether.
+what does not depend on order: the axis of a motion and who moves, whether bodies touch, how many things there are
+altogether.
 
 motion     a body crosses the picture and comes in again on the other side; where it starts says nothing. Direction:
            one of five ("it stays" is one). What moves or stays: one of two. From the middle frame alone, which can
@@ -115,12 +116,11 @@ def frozen(clip: Clip) -> np.ndarray:
 
 
 def shuffled(clip: Clip, rng: Random) -> np.ndarray:
-    """Control: the pairs of frames in another order, (T, H, W, 3); the times stay as they were."""
-    pairs = range(len(clip.frames) // 2)
-    order = list(pairs)
-    while order == list(pairs):
+    """Control: the frames in another order, (T, H, W, 3), no pair of them together; the times stay as they were."""
+    order = list(range(len(clip.frames)))
+    while any(a // 2 == b // 2 for a, b in zip(order[::2], order[1::2], strict=True)):
         rng.shuffle(order)
-    return clip.frames[[2 * pair + i for pair in order for i in (0, 1)]]
+    return clip.frames[order]
 
 
 def clip_targets(clip: Clip, side: int, tubelet: int = 2) -> np.ndarray:

@@ -123,6 +123,13 @@ def test_resuming_is_exact(run, recipe, tmp_path, monkeypatch):
     assert any(not torch.equal(value, halfway[name]) for name, value in whole.items())
 
 
+def test_batches_made_beside_the_training_are_the_same(run, recipe, tmp_path):
+    train(recipe, out=tmp_path, overrides={"workers": 2})
+    alone, helped = state(run), state(tmp_path)
+    for name, value in alone.items():
+        assert torch.equal(value, helped[name]), name
+
+
 def test_the_exported_model_is_the_average_in_bfloat16(run, recipe):
     module = build(load_recipe(recipe))
     module.load_state_dict(state(run))

@@ -17,6 +17,9 @@ from omni.config import (
 )
 
 D_MODEL = 192
+THETA = 4000.0
+"""Base of the rotary positions. Their slowest pair turns once in 15,000 tokens, so that what a question names is found
+by what it is, wherever a page told it; at a base of 200 it would turn once in 900."""
 
 CONTEXT = TowerConfig(
     pattern="M*E*EM*E",
@@ -27,7 +30,7 @@ CONTEXT = TowerConfig(
         n_kv_heads=3,
         head_dim=32,
         qk_norm=True,
-        rotary=RotaryConfig(theta=200.0, sections=(6, 5, 5)),
+        rotary=RotaryConfig(theta=THETA, sections=(6, 5, 5)),
     ),
     moe=MoEConfig(n_experts=8, n_active_experts=2, d_ff=256, d_shared=384, d_latent=96, balance_loss=1e-3),
 )

@@ -248,7 +248,7 @@ class Ours:
         m = self.model
         return [
             *((pipeline, name, "preparing") for name in ("open_media", "ids_of", "gather", "split")),
-            (m.vision, "encode", "tower"),
+            (m.vision, "_run", "tower"),
             (m.projector, "project", "projector"),
             (m.sound, "forward", "sound encoder"),
             (m.sound_projector, "forward", "projector"),

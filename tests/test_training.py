@@ -123,7 +123,14 @@ def test_resuming_is_exact(run, recipe, tmp_path, monkeypatch):
     assert any(not torch.equal(value, halfway[name]) for name, value in whole.items())
 
 
-def test_batches_made_beside_the_training_are_the_same(run, recipe, tmp_path):
+def test_batches_made_beside_the_training_are_the_same(run, recipe, tmp_path, monkeypatch):
+    make = Steps.batches
+
+    def beside(self, step):
+        assert torch.utils.data.get_worker_info().num_workers == 2
+        return make(self, step)
+
+    monkeypatch.setattr(Steps, "batches", beside)
     train(recipe, out=tmp_path, overrides={"workers": 2})
     alone, helped = state(run), state(tmp_path)
     for name, value in alone.items():

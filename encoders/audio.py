@@ -19,6 +19,10 @@ from omni.config import SoundConfig
 
 POSITION_BASE = 10_000.0  # of the sinusoids
 
+SLICE = 48
+"""Tokens that a CPU subsamples at once: what the first convolution writes is many times larger than what comes out, and
+a clip's worth of it would be memory that is fresh for every layer."""
+
 
 class AudioEncoder(nn.Module):
     """Log-mel features to audio features; one token stands for ``subsampling`` frames of 10 ms."""
@@ -78,7 +82,7 @@ class Subsampling(nn.Module):
 
     def __init__(self, config: SoundConfig) -> None:
         super().__init__()
-        c = config.channels
+        c, self.factor = config.channels, config.subsampling
         self.layers = nn.ModuleList([nn.Conv2d(1, c, 3, stride=2, padding=1), nn.ReLU(inplace=True)])
         for _ in range(config.subsampling.bit_length() - 2):
             self.layers.append(nn.Conv2d(c, c, 3, stride=2, padding=1, groups=c))
@@ -87,6 +91,14 @@ class Subsampling(nn.Module):
         self.linear = nn.Linear(c * strided(config.n_mels, config.subsampling), config.d_model)
 
     def forward(self, features: Tensor, lengths: Tensor | None = None) -> Tensor:
+        b, frames = features.shape[:2]
+        n, size = strided(frames, self.factor), max(1, SLICE // b)
+        if n <= size or features.device.type != "cpu" or torch.is_grad_enabled():
+            return self.whole(features, lengths)
+        return torch.cat([self._slice(features, lengths, start, size) for start in range(0, n, size)], dim=1)
+
+    def whole(self, features: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """All at once."""
         x = features.unsqueeze(1)
         x = self._mask(x, lengths)
         for layer in self.layers:
@@ -96,6 +108,14 @@ class Subsampling(nn.Module):
                     lengths = strided(lengths, 2)
                 x = self._mask(x, lengths)
         return self.linear(rearrange(x, "b c n k -> b n (c k)"))
+
+    def _slice(self, features: Tensor, lengths: Tensor | None, start: int, size: int) -> Tensor:
+        """Tokens from ``start`` on. A token sees fewer than ``factor`` frames to either side of its first."""
+        before = min(start, 1)  # a token in front, which the slice's edge would falsify, is dropped
+        first = self.factor * (start - before)
+        part = features[:, first : self.factor * (start + size)]
+        own = None if lengths is None else (lengths - first).clamp(0, part.shape[1])
+        return self.whole(part, own)[:, before:]
 
     @staticmethod
     def _mask(x: Tensor, lengths: Tensor | None) -> Tensor:

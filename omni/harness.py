@@ -195,7 +195,7 @@ class OmniLM(TemplateLM):
         cache = self.model.new_cache(1, len(context))
         for start in range(0, len(context) - 1, CHUNK):
             piece = context[start : min(start + CHUNK, len(context) - 1)]
-            self.model.read(Inputs(torch.tensor([piece], device=self._device)), cache)
+            self.model.read(Inputs(torch.tensor([piece], device=self._device)), cache, last=0)
         scores = []
         for start in range(0, len(pairs), self.batch_size):
             some = [continuation for _, continuation in pairs[start : start + self.batch_size]]

@@ -77,11 +77,7 @@ class Omni(nn.Module):
 
         With a cache the call continues it: prefill, chunks of a prefill and single steps are the same call.
         """
-        inputs = self._as_inputs(inputs)
-        hidden = self.read(inputs, cache)
-        if last_only:
-            hidden = _last(hidden, inputs.mask)
-        return self.predict(hidden)
+        return self.predict(self.read(inputs, cache, last=1 if last_only else None))
 
     def read(
         self,
@@ -89,8 +85,12 @@ class Omni(nn.Module):
         cache: Cache | None = None,
         seen: Sequence[Tensor] | None = None,
         heard: Sequence[Tensor] | None = None,
+        last: int | None = None,
     ) -> Tensor:
         """Hidden states (b, n, d) of the context tower, after its final norm.
+
+        With ``last`` only those of each row's last so many real tokens, (b, last, d): 0 where the cache is all that is
+        wanted. The layers behind the last that mixes tokens then leave out the others.
 
         ``seen`` and ``heard`` may hold the tokens of media where they were encoded already, in the order of
         ``inputs.pixels`` and ``inputs.sounds``, as :meth:`see_all` and :meth:`hear` give them.
@@ -105,7 +105,7 @@ class Omni(nn.Module):
             heard = self.hear(inputs.sounds) if heard is None else heard
             x, added = self._pour(x, places, self._seen(inputs, seen), heard)
         return self.context(
-            x, cache=cache, mask=inputs.mask, segments=inputs.segments, positions=positions, added=added
+            x, cache=cache, mask=inputs.mask, segments=inputs.segments, positions=positions, added=added, last=last
         )
 
     def predict(self, hidden: Tensor) -> Tensor:
@@ -317,11 +317,3 @@ class _Places(NamedTuple):
 
 def _sound_projector(config: SoundConfig, d: int) -> Projector:
     return Projector(config.d_model, config.d_projector, d)
-
-
-def _last(hidden: Tensor, mask: Tensor | None) -> Tensor:
-    """(b, n, d) -> (b, 1, d): each row's last real token."""
-    if mask is None:
-        return hidden[:, -1:]
-    index = mask.shape[1] - 1 - mask.flip(1).to(torch.int64).argmax(dim=1)
-    return hidden.gather(1, index[:, None, None].expand(-1, 1, hidden.shape[2]))

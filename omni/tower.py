@@ -54,6 +54,8 @@ class Tower(nn.Module):
         super().__init__()
         self.config = config
         self.blocks = nn.ModuleList(Block(config, i) for i in range(config.n_layers))
+        # Layers up to the last one whose tokens meet; behind it each token is on its own.
+        self.reach = 1 + max((i for i, letter in enumerate(config.pattern) if letter in "M*"), default=-1)
         self.norm = RMSNorm(config.d_model, config.norm_eps)
         self.time = build_time(config.d_model, config.n_layers, config.time)
         attention = config.attention
@@ -78,6 +80,7 @@ class Tower(nn.Module):
         time: Tensor | None = None,  # (b,) noise level in [0, 1]
         noisy: Tensor | None = None,  # (b, n) True at tokens that carry noise; default: all
         added: Mapping[int, Tensor] | None = None,  # layer -> (b, n, d) that is added behind it
+        last: int | None = None,  # only each row's last so many real tokens are wanted: (b, last, d)
     ) -> Tensor:
         added = added or {}
         if mask is not None and not bool(mask.all()):
@@ -88,25 +91,33 @@ class Tower(nn.Module):
             lengths, back = mask.sum(dim=1), _mover(torch.argsort(order, dim=1))
         else:
             lengths = back = None
-        self._check(x, cache, context, lengths, segments, causal, time)
+        self._check(x, cache, context, lengths, segments, causal, time, last)
         piece = _piece(x, cache, lengths, time)
         if piece < x.shape[1]:
-            return self._run_in_pieces(x, piece, cache, positions, added)
+            return self._run_in_pieces(x, piece, cache, positions, added, last)
         layout = self._layout(x, cache, context, lengths, segments, positions, causal)
-        x = self._run(x, layout, cache, context, time, noisy, added)
-        return back(x) if back else x
+        x = self._run(x, layout, cache, context, time, noisy, added, last)
+        return back(x) if back and last is None else x
 
     def _run_in_pieces(
-        self, x: Tensor, piece: int, cache: Cache, positions: Tensor | None, added: Mapping[int, Tensor]
+        self,
+        x: Tensor,
+        piece: int,
+        cache: Cache,
+        positions: Tensor | None,
+        added: Mapping[int, Tensor],
+        last: int | None,
     ) -> Tensor:
         """A long prompt, a piece after the other: the same as one call, since the cache carries on between them."""
-        parts = []
-        for start in range(0, x.shape[1], piece):
+        parts, n = [], x.shape[1]
+        for start in range(0, n, piece):
             part, span = x[:, start : start + piece], slice(start, start + piece)
             own = None if positions is None else positions[..., span]
             layout = self._layout(part, cache, None, None, None, own, True)
             more = {layer: value[:, span] for layer, value in added.items()}
-            parts.append(self._run(part, layout, cache, None, None, None, more))
+            behind = n - start - part.shape[1]
+            wanted = None if last is None else min(max(last - behind, 0), part.shape[1])
+            parts.append(self._run(part, layout, cache, None, None, None, more, wanted))
         return torch.cat(parts, dim=1)
 
     def _run(
@@ -118,6 +129,7 @@ class Tower(nn.Module):
         time: Tensor | None,
         noisy: Tensor | None,
         added: Mapping[int, Tensor],
+        last: int | None,
     ) -> Tensor:
         none = [None] * len(self.blocks)
         slots = cache.slots if cache else none
@@ -125,11 +137,21 @@ class Tower(nn.Module):
         if self.config.residual_fp32:
             x = x.to(wide(x.dtype))
         x, modulations = self.time(x, time, noisy)
-        for i, (block, slot, read) in enumerate(zip(self.blocks, slots, reads, strict=True)):
-            x = block(x, layout, slot, read, modulations[i] if modulations else None)
-            x = x + added[i] if i in added else x
+
+        def through(layers: range, x: Tensor) -> Tensor:
+            for i in layers:
+                x = self.blocks[i](x, layout, slots[i], reads[i], modulations[i] if modulations else None)
+                x = x + added[i] if i in added else x
+            return x
+
+        x = through(range(self.reach), x)
+        if last is not None:
+            x, *cut = (_ends(t, last, layout.lengths) for t in (x, *added.values()))
+            added = dict(zip(added, cut, strict=True))
+        if last != 0:
+            x = through(range(self.reach, len(self.blocks)), x)
         if cache is not None:
-            cache.advance(x.shape[1] if layout.lengths is None else layout.lengths)
+            cache.advance(layout.n if layout.lengths is None else layout.lengths)
         return self.norm(x.to(self.norm.weight.dtype))
 
     def _layout(self, x, cache, context, lengths, segments, positions, causal) -> Layout:
@@ -149,7 +171,7 @@ class Tower(nn.Module):
             cache.positions.append(positions.permute(1, 0, 2).unsqueeze(-1), layout.held, layout.places)
         return layout
 
-    def _check(self, x, cache, context, lengths, segments, causal, time) -> None:
+    def _check(self, x, cache, context, lengths, segments, causal, time, last) -> None:
         """Refuse what has no meaning, before anything is computed or a cache is touched."""
         if cache is not None and context is not None:
             raise CacheError("a call extends its own cache or reads a context, not both")
@@ -166,6 +188,8 @@ class Tower(nn.Module):
                 raise CacheError(f"the {name} holds {len(held.slots)} layers; the tower has {len(self.blocks)}")
         if self.config.time is not None and time is None:
             raise ValueError("this tower is conditioned on a noise level: give its time")
+        if last is not None and (time is not None or not 0 <= last <= x.shape[1]):
+            raise ValueError(f"last is {last}: a context tower's call of {x.shape[1]} tokens can give 0 to all of them")
 
     def _positions(self, x: Tensor, cache: Cache | None, segments, positions: Tensor | None) -> Tensor | None:
         """(3, b, n): the caller's, or each token's index in its sequence."""
@@ -191,6 +215,14 @@ def _piece(x: Tensor, cache: Cache | None, lengths: Tensor | None, time: Tensor 
     if not simple or x.device.type != "cpu" or torch.is_grad_enabled():
         return x.shape[1]
     return max(1, PIECE // x.shape[0])
+
+
+def _ends(x: Tensor, last: int, lengths: Tensor | None) -> Tensor:
+    """(b, n, d) -> (b, last, d): the end of each row's real tokens, behind anything where a row has fewer."""
+    if lengths is None:
+        return x[:, x.shape[1] - last :]
+    index = lengths[:, None] - last + torch.arange(last, device=x.device)
+    return x.gather(1, index.clamp(min=0)[..., None].expand(-1, -1, x.shape[2]))
 
 
 def _counted(segments: Tensor) -> Tensor:

@@ -298,7 +298,7 @@ class TextToImage:
             raise ValueError(f"a prompt has {longest} tokens; the model's limit is {room}")
         padded, mask = pad_rows(ids, special["pad"])
         cache = self.model.new_cache(len(ids), longest)
-        self.model.read(Inputs(padded, mask).to(self.model.device), cache)
+        self.model.read(Inputs(padded, mask).to(self.model.device), cache, last=0)
         return cache
 
 

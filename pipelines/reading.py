@@ -131,7 +131,7 @@ class Reading:
             self.cache = read_inputs(self.model, self._looks(gather(self.model, [rows[0][:known]], self.media)))
         elif known > before:
             more = torch.tensor([rows[0][before:known]] * self.views, device=self.model.device)
-            self.model.read(Inputs(more), self.cache)
+            self.model.read(Inputs(more), self.cache, last=0)
         self.prefix = rows[0][:known]
         return known
 
@@ -160,7 +160,7 @@ def read_inputs(model: Omni, inputs: Inputs) -> Cache:
     console = Console(stderr=True)
     shown = len(chunks) > LONG and console.is_terminal
     for chunk in track(chunks, "reading", console=console, transient=True, disable=not shown):
-        model.read(chunk, cache)
+        model.read(chunk, cache, last=0)
     return cache
 
 

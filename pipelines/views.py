@@ -68,7 +68,7 @@ def read_views(model: Omni, prefix: Sequence[int], pages: Sequence[Tensor], view
     side = model.config.vision.token_pixels
     pixels = tuple(look for page in pages for look in looks(page, views, side))
     cache = model.new_cache(len(pixels))
-    model.read(Inputs(torch.tensor([list(prefix)] * len(pixels), device=model.device), pixels=pixels), cache)
+    model.read(Inputs(torch.tensor([list(prefix)] * len(pixels), device=model.device), pixels=pixels), cache, last=0)
     return cache
 
 

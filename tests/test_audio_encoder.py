@@ -150,6 +150,24 @@ def test_counts_one_token_for_eight_frames(frames, tokens):
 # -- padding ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("frames", [9, 100, 137, 200])
+@pytest.mark.parametrize("factor", [2, 4, 8])
+@pytest.mark.parametrize("ragged", [False, True])
+def test_subsampling_in_slices_is_subsampling_at_once(frames, factor, ragged, monkeypatch):
+    whole = encoder(subsampling=factor)
+    sizes = []
+    whole.subsampling.linear.register_forward_pre_hook(lambda _, given: sizes.append(given[0].shape[1]))
+    features = noise(3, frames, SOUND.n_mels)
+    lengths = torch.tensor([frames, frames // 2, 3]) if ragged else None
+    monkeypatch.setattr("omni.encoders.audio.SLICE", 3 * 4)  # four tokens of each row, and one in front
+    at_once = whole.subsampling(features, lengths)
+    assert sizes == [whole.tokens_of(frames)], "where gradients are wanted"
+    with torch.no_grad():
+        close(whole.subsampling(features, lengths), at_once, 1e-12)
+    assert len(sizes) == 1 + -(-sizes[0] // 4)
+    assert max(sizes[1:]) <= 5
+
+
 @pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
 @torch.no_grad()
 def test_a_batch_gives_what_each_row_gives_alone(changes):

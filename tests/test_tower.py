@@ -69,6 +69,32 @@ def test_a_long_prompt_read_in_pieces_equals_the_full_pass(tower, piece, monkeyp
     same_rows(cache, at_once, 1e-10)
 
 
+@pytest.mark.parametrize("last", [0, 1, 4, LENGTH])
+@pytest.mark.parametrize("piece", [3, 64])
+def test_the_last_tokens_alone_are_as_among_all_and_the_cache_is_the_same(tower, last, piece, monkeypatch):
+    x, width = noise(2, LENGTH, tower.config.d_model), tower.config.d_model
+    added = {0: noise(2, LENGTH, width, seed=1), len(tower.blocks) - 1: noise(2, LENGTH, width, seed=2)}
+    all_of, one = tower.new_cache(2), tower.new_cache(2)
+    whole = tower(x, cache=all_of, added=added)
+    monkeypatch.setattr("omni.tower.PIECE", piece * 2)
+    got = tower(x, cache=one, added=added, last=last)
+    assert got.shape == (2, last, width)
+    close(got, whole[:, LENGTH - last :])
+    same_rows(one, all_of, 1e-10)
+
+
+def test_layers_behind_the_last_mixer_see_the_last_tokens_alone():
+    tower = build_tower(tower_config("M*-E-"))
+    seen = []
+    for block in tower.blocks:
+        block.register_forward_pre_hook(lambda _, given: seen.append(given[0].shape[1]))
+    with torch.no_grad():
+        tower(noise(1, LENGTH, 20), cache=tower.new_cache(1), last=1)
+        assert seen == [LENGTH, LENGTH, 1, 1, 1]
+        tower(noise(1, LENGTH, 20), cache=tower.new_cache(1), last=0)
+        assert seen[5:] == [LENGTH, LENGTH]
+
+
 def test_a_reserved_cache_changes_nothing(tower):
     x = noise(2, LENGTH, tower.config.d_model)
     reserved = tower.new_cache(2, capacity=64)
@@ -115,6 +141,17 @@ def test_padded_rows_equal_single_ones_and_go_on_like_them(tower, rows):
         close(got[row, mask[row]], tower(x[row : row + 1, mask[row]], cache=alone)[0])
         close(torch.cat(after, dim=1)[row], tower(further[row : row + 1, :5], cache=alone)[0])
         close(held(cache, row), held(alone), 1e-10)
+
+
+@pytest.mark.parametrize("rows", MASKS.values(), ids=MASKS)
+def test_the_last_real_tokens_of_padded_rows(tower, rows):
+    mask = torch.tensor(rows, dtype=torch.bool)
+    x = noise(*mask.shape, tower.config.d_model)
+    whole = tower(x, mask=mask)
+    last = min(2, int(mask.sum(1).min()))
+    got = tower(x, cache=tower.new_cache(len(rows)), mask=mask, last=last)
+    for row, real, found in zip(whole, mask, got, strict=True):
+        close(found, row[real][int(real.sum()) - last :])
 
 
 def test_right_padding_leaves_the_state_of_the_last_real_token(tower):
@@ -210,6 +247,10 @@ def test_errors_name_what_is_wrong():
         tower(x, cache=tower.new_cache(2), context=tower.new_cache(2))
     with pytest.raises(ValueError, match="noise level"):
         build_tower(tower_config("M*", time=TimeConfig(mode="input")))(x, causal=False)
+    with pytest.raises(ValueError, match=r"last is 4.*3 tokens"):
+        tower(x, last=4)
+    with pytest.raises(ValueError, match=r"last is 1.*context tower"):
+        build_tower(tower_config("M*", time=TimeConfig(mode="input")))(x, time=torch.zeros(2), causal=False, last=1)
 
 
 # -- gradients -----------------------------------------------------------------------------------------------

@@ -176,9 +176,10 @@ def _ids(b: int, n: int, config: OmniConfig) -> Tensor:
 def _prefill_row(sides: list[Side], n: int, config: OmniConfig, rates: Rates, quick: bool) -> Row:
     ids = _ids(1, n, config)
     turns = 3 if quick or n > 2048 else 7
-    measured = in_turns([lambda side=side: side.prefill(ids) for side in sides], turns)
+    name = f"prefill {n:,} tokens"
+    measured = in_turns([lambda side=side: side.prefill(ids) for side in sides], turns, name)
     floor = max(prefill_operations(config, n) / rates.gflops, read_bytes(config, n) / rates.gbytes) / 1e9
-    return row(f"prefill {n:,} tokens", "s", 1.0, measured, floor)
+    return row(name, "s", 1.0, measured, floor)
 
 
 def _stepper(side: Side, b: int, config: OmniConfig) -> Callable[[], None]:
@@ -195,10 +196,11 @@ def _stepper(side: Side, b: int, config: OmniConfig) -> Callable[[], None]:
 
 def _decode_row(sides: list[Side], b: int, config: OmniConfig, rates: Rates, quick: bool) -> Row:
     turns = 3 if quick else 9
-    measured = [t / DECODE_STEPS for t in in_turns([_stepper(side, b, config) for side in sides], turns)]
+    name = f"decode, batch {b}"
+    measured = in_turns([_stepper(side, b, config) for side in sides], turns, name)
     state = 2 * b * state_bytes(config)  # read and written
     floor = (read_bytes(config, b) + state) / rates.gbytes / 1e9
-    return row(f"decode, batch {b}", "ms a step", 1e3, measured, floor)
+    return row(name, "ms a step", 1e3 / DECODE_STEPS, measured, floor and floor * DECODE_STEPS)
 
 
 # -- floors ------------------------------------------------------------------------------------------------------------
@@ -208,10 +210,12 @@ def prefill_operations(config: OmniConfig, n: int) -> int:
     """Multiplications and additions of a prompt of ``n`` tokens with one prediction at its end.
 
     The scan counts as its recurrence, 4 operations a number of the state; attention as the pairs that see each other.
+    Behind the last layer where tokens meet, the last one is enough.
     """
-    c = config.context
+    c, tokens = config.context, n
     total = 2 * c.d_model * config.vocab_size
-    for letter in c.pattern:
+    for i, letter in enumerate(c.pattern):
+        n = tokens if set(c.pattern[i:]) & set("M*") else 1
         if letter == "M":
             m = c.mamba
             each = 2 * c.d_model * (m.d_in_proj + m.d_inner) + 2 * m.d_conv * m.conv_dim
@@ -256,7 +260,7 @@ def parameters(config: OmniConfig) -> int:
 
 def _memory_row(folder: str, names: list[str], n: int, threads: int, config: OmniConfig) -> Row:
     measured = [
-        child_peak("omni.bench", [folder, str(n), str(threads), name], f"the prefill of {n} tokens by {name}")
+        [child_peak("omni.bench", [folder, str(n), str(threads), name], f"memory: prefill of {n} tokens by {name}")]
         for name in names
     ]
     return row(f"memory, prefill {n:,} tokens", "GiB", 2**-30, measured, 4 * parameters(config))

@@ -1,6 +1,6 @@
 """What the measurements beside a reference implementation share: rows and reports, turns, rates, peaks, tables.
 
-runs of both sides ──> in_turns ──> medians ──> row: ours, theirs, floor ──> Report ──> table, as_dict
+runs of both sides ──> in_turns ──> row: medians of ours, theirs; floor ──> Report ──> table, as_dict
 one side alone     ──> child process ──> highest resident size
 one side's run     ──> where: seconds of each part of it, what a part calls not counted twice
 """
@@ -12,13 +12,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 
 AGREEMENT = 1e-3  # of the largest logit: beyond it the two sides do not compute the same thing
@@ -45,6 +46,7 @@ class Row:
     ours: float
     theirs: float | None
     floor: float | None
+    spread: tuple[float, float] | None = None  # smallest and largest ratio of a turn, where there was more than one
 
     @property
     def ratio(self) -> float | None:
@@ -100,16 +102,20 @@ def seconds(run: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def in_turns(runs: Sequence[Callable[[], Any]], turns: int) -> list[float]:
-    """Median seconds of each run, after one turn that does not count."""
-    times = [[seconds(run) for run in runs] for _ in range(turns + 1)][1:]
-    return [statistics.median(column) for column in zip(*times, strict=True)]
+def in_turns(runs: Sequence[Callable[[], Any]], turns: int, name: str = "measuring") -> list[list[float]]:
+    """Seconds of each run in every turn, after one turn that does not count. A terminal shows how far it is."""
+    console = Console(stderr=True)
+    shown = track(range(turns + 1), name, console=console, transient=True, disable=not console.is_terminal)
+    times = [[seconds(run) for run in runs] for _ in shown][1:]
+    return [list(column) for column in zip(*times, strict=True)]
 
 
-def row(name: str, unit: str, scale: float, measured: list[float], floor: float | None) -> Row:
-    """``measured``: ours, and theirs where they take part."""
-    ours, theirs = (*(m * scale for m in measured), None)[:2]
-    return Row(name, unit, ours, theirs, None if floor is None else floor * scale)
+def row(name: str, unit: str, scale: float, measured: Sequence[Sequence[float]], floor: float | None) -> Row:
+    """``measured``: ours of every turn, and theirs where they take part."""
+    ours, theirs = (*(statistics.median(own) * scale for own in measured), None)[:2]
+    ratios = [b / a for a, b in zip(*measured, strict=True)] if theirs is not None else []
+    spread = (min(ratios), max(ratios)) if len(ratios) > 1 else None
+    return Row(name, unit, ours, theirs, None if floor is None else floor * scale, spread)
 
 
 def measure_rates(repeats: int = 7) -> Rates:
@@ -173,8 +179,10 @@ def replaced(attributes: Sequence[tuple[Any, str, Any]]) -> Iterator[None]:
 
 
 def child_peak(module: str, arguments: Sequence[str], what: str) -> float:
-    """What ``python -m module arguments`` prints last: bytes."""
-    done = subprocess.run([sys.executable, "-m", module, *arguments], capture_output=True, text=True, check=False)
+    """What ``python -m module arguments`` prints last: bytes. A terminal shows that it waits."""
+    console = Console(stderr=True)
+    with console.status(what) if console.is_terminal else nullcontext():
+        done = subprocess.run([sys.executable, "-m", module, *arguments], capture_output=True, text=True, check=False)
     if done.returncode:
         raise BenchError(f"{what} failed:\n{done.stderr[-2000:]}")
     return float(done.stdout.split()[-1])
@@ -230,12 +238,13 @@ def table(report: Report) -> str:
 
 def _rows(rows: Sequence[Row]) -> Table:
     shown = Table("")
-    for column in ("unit", "ours", "reference", "ratio", "floor", "ours / floor"):
+    for column in ("unit", "ours", "reference", "ratio", "of turns", "floor", "ours / floor"):
         shown.add_column(column, justify="left" if column == "unit" else "right")
     for one in rows:
         theirs = ("-", "-") if one.theirs is None else (f"{one.theirs:.4g}", f"{one.ratio:.2f}")
+        spread = "-" if one.spread is None else "{:.2f} to {:.2f}".format(*one.spread)
         floor = ("-", "-") if one.floor is None else (f"{one.floor:.4g}", f"{one.ours / one.floor:.2f}")
-        shown.add_row(one.name, one.unit, f"{one.ours:.4g}", *theirs, *floor)
+        shown.add_row(one.name, one.unit, f"{one.ours:.4g}", *theirs, spread, *floor)
     return shown
 
 

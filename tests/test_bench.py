@@ -8,6 +8,7 @@ from omni import bench_understanding as bench_of
 from omni.bench_peer import write_folder
 from omni.bench_tools import BenchError, Rates, Report, Row, Target, where
 from omni.bench_understanding import PRUNED, QUESTIONS, Ours, Theirs, Workload, cases
+from omni.config import replace
 
 TINY = {
     "text": {
@@ -97,8 +98,15 @@ def test_medians_leave_the_first_turn_out(monkeypatch):
         calls.append(name)
         clock.pass_(next(waits[name]))
 
-    assert bench_tools.in_turns([lambda: run("a"), lambda: run("b")], 3) == [2.0, 5.0]
+    times = bench_tools.in_turns([lambda: run("a"), lambda: run("b")], 3)
+    assert times == [[1.0, 3.0, 2.0], [5.0, 4.0, 9.0]]
     assert calls == ["a", "b"] * 4
+    both = bench_tools.row("reading", "ms", 1e3, times, 1.5)
+    assert (both.ours, both.theirs, both.floor) == (2000.0, 5000.0, 1500.0)
+    assert both.spread == (4 / 3, 5.0)
+    alone = bench_tools.row("reading", "s", 1.0, times[:1], None)
+    assert (alone.ours, alone.theirs, alone.spread) == (2.0, None, None)
+    assert bench_tools.row("memory", "B", 1.0, [[2.0], [3.0]], None).spread is None
 
 
 def test_parts_do_not_count_what_other_parts_do_inside_them(monkeypatch):
@@ -235,6 +243,18 @@ def test_a_report_says_everything(folder, peer, monkeypatch):
     text = bench_of.table(report)
     for word in ("language model", "2 pages, second question", "reference", "wanted 10"):
         assert word in text
+
+
+def test_layers_behind_the_last_mixer_cost_one_token(ours):
+    """A pattern's floor grows with the prompt by its mixers, and by other layers in front of one."""
+    config = ours.model.config
+
+    def step(pattern: str) -> int:
+        changed = replace(config, context=replace(config.context, pattern=pattern))
+        return bench.prefill_operations(changed, 9) - bench.prefill_operations(changed, 8)
+
+    assert step("M-") == step("ME") == step("M") < step("-M")
+    assert step("E*-") == step("E*")
 
 
 def test_floors_grow_with_what_is_read(ours):

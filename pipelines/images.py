@@ -24,7 +24,8 @@ from rich.progress import Progress
 from torch import Tensor
 
 from omni.cache import Cache
-from omni.decoders.flow import SOLVERS, Guidance, Velocity, check_eta, guided, integrate, time_grid
+from omni.decoders.flow import Guidance, Velocity, check_walk, guided, integrate
+from omni.decoders.schedules import Schedule, plain
 from omni.inputs import Inputs, pad_rows
 from omni.model import Omni
 from omni.pipelines.upsample import upsample as upsampled
@@ -65,8 +66,8 @@ class Request:
     upsample: bool
 
     @property
-    def times(self) -> list[float]:
-        return time_grid(self.steps, self.shift)
+    def schedule(self) -> Schedule:
+        return plain(self.steps, self.shift)
 
     def settings(self) -> dict[str, Any]:
         names = ("height", "width", "steps", "shift", "eta", "solver", "upsample")
@@ -187,8 +188,6 @@ class TextToImage:
         """Number of pictures; ValueError for what cannot be drawn."""
         if isinstance(count, bool) or not isinstance(count, int) or count < 1:
             raise ValueError(f"count is {count!r}; it must be a whole number of at least 1")
-        if request.solver not in SOLVERS:
-            raise ValueError(f"solver {request.solver!r} is unknown; known: {', '.join(SOLVERS)}")
         if not isinstance(request.upsample, bool):
             raise ValueError(f"upsample must be true or false, not {request.upsample!r}")
         if not isinstance(request.negative_prompt, str):
@@ -196,8 +195,8 @@ class TextToImage:
         low, high = request.guidance.interval
         if not 0 <= low <= high <= 1:
             raise ValueError(f"interval is {request.guidance.interval}; it must be 0 <= low <= high <= 1")
-        _ = request.times  # checks steps and shift
-        check_eta(request.eta)
+        _ = request.schedule  # checks steps and shift
+        check_walk(request.solver, request.eta)
         tokens, pictures = self._tokens(request), prompts * count
         if tokens * pictures > MAX_TOKENS:
             raise ValueError(
@@ -266,12 +265,12 @@ class TextToImage:
                     stopped.append(estimate)
                 return not stopped
 
-            drawn = integrate(velocity, noise, request.times, request.solver, after, request.eta, fresh)
+            drawn = integrate(velocity, noise, request.schedule, request.solver, after, request.eta, fresh)
         return (stopped[0], False) if stopped else (drawn, True)
 
     def _velocity(self, request: Request, rows: list[str]) -> Velocity:
         """The velocity under guidance: every different prompt has been read once, before the first step."""
-        guidance, times = request.guidance, request.times[:-1]
+        guidance, times = request.guidance, request.schedule.told
         acts = [guidance.active(t) for t in times]
         texts = [*dict.fromkeys(rows), *([request.negative_prompt] if any(acts) else [])]
         read = self._read(texts)

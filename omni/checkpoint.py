@@ -35,13 +35,14 @@ from omni.tensorfile import (
     write_json,
 )
 
-WEIGHTS = ("model.safetensors", "diffusion_pytorch_model.safetensors")
+STEMS = ("model", "diffusion_pytorch_model")
+"""What files of weights are called: transformers' way and ours, and diffusers' way."""
+WEIGHTS = tuple(f"{stem}.safetensors" for stem in STEMS)
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 EXACT = (".router.bias", ".A_log", ".D", ".dt_bias")
 """Endings of the few numbers that are never narrowed: rounding them moves the decay or the choice of experts."""
 LISTED = 1000  # names of one kind that an error spells out
 LARGE = 1 << 30  # bytes from which loading shows its progress
-_OWN_NAME = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
 READERS = 4  # threads: more do not help one disk, fewer leave it waiting
 
 
@@ -352,13 +353,14 @@ def save(
     plain: dict[str, Any] | None = None,
     dtype: torch.dtype | None = None,
     shard_bytes: int = 5 * 10**9,
+    stem: str = STEMS[0],
 ) -> None:
     """Write ``model`` to ``folder``: safetensors under the names of ``rules`` and config.json.
 
     ``plain`` is the content of config.json; None writes our own layout. ``dtype`` None keeps every tensor's type.
     """
     folder = Path(folder)
-    save_weights(model.state_dict(), folder, rules, shard_bytes=shard_bytes, dtype=dtype)
+    save_weights(model.state_dict(), folder, rules, shard_bytes=shard_bytes, dtype=dtype, stem=stem)
     write_json(folder / "config.json", native(model.config) if plain is None else plain)
 
 
@@ -374,8 +376,9 @@ def save_weights(
     *,
     shard_bytes: int = 5 * 10**9,
     dtype: torch.dtype | None = None,
+    stem: str = STEMS[0],
 ) -> None:
-    """Write ``state`` as ``model.safetensors``, or as shards of at most ``shard_bytes`` with their index.
+    """Write ``state`` as ``{stem}.safetensors``, or as shards of at most ``shard_bytes`` with their index.
 
     Everything is written beside first; only then are files renamed and those of an older checkpoint removed. A
     tensor larger than ``shard_bytes`` gets a shard of its own.
@@ -384,7 +387,7 @@ def save_weights(
         raise CheckpointError(f"shard_bytes is {shard_bytes}; it must be positive")
     shards = _shards(export(state, rules, dtype), shard_bytes)
     folder.mkdir(parents=True, exist_ok=True)
-    names = _shard_names(len(shards))
+    names = _shard_names(len(shards), stem)
     parts = [folder / f"{name}.part" for name in names]
     try:
         for part, items in zip(parts, shards, strict=True):
@@ -399,10 +402,10 @@ def save_weights(
         weight_map = {item.name: name for name, items in zip(names, shards, strict=True) for item in items}
         total = sum(item.nbytes for items in shards for item in items)
         write_json(
-            folder / "model.safetensors.index.json",
+            folder / f"{stem}.safetensors.index.json",
             {"metadata": {"total_size": total}, "weight_map": weight_map},
         )
-    _remove_older(folder, set(names))
+    _remove_older(folder, set(names), stem)
 
 
 def _shards(items: list[Item], shard_bytes: int) -> list[list[Item]]:
@@ -417,18 +420,19 @@ def _shards(items: list[Item], shard_bytes: int) -> list[list[Item]]:
     return shards
 
 
-def _shard_names(count: int) -> list[str]:
+def _shard_names(count: int, stem: str) -> list[str]:
     if count == 1:
-        return ["model.safetensors"]
-    return [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
+        return [f"{stem}.safetensors"]
+    return [f"{stem}-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
 
 
-def _remove_older(folder: Path, written: set[str]) -> None:
+def _remove_older(folder: Path, written: set[str], stem: str) -> None:
     """Shards of a checkpoint that stood here before: a reader would take them for ours."""
     if len(written) == 1:
-        (folder / "model.safetensors.index.json").unlink(missing_ok=True)
-    for path in folder.glob("model*.safetensors"):
-        if path.name not in written and _OWN_NAME.fullmatch(path.name):
+        (folder / f"{stem}.safetensors.index.json").unlink(missing_ok=True)
+    own = re.compile(rf"{stem}(-\d{{5}}-of-\d{{5}})?\.safetensors")
+    for path in folder.glob(f"{stem}*.safetensors"):
+        if path.name not in written and own.fullmatch(path.name):
             path.unlink()
 
 

@@ -21,13 +21,12 @@ from typing import Any
 from omni.config_checks import (
     MAX_EXPERTS,
     MAX_LAYERS,
-    MAX_SIDE,
     MAX_VOCAB,
-    MAX_WIDTH,
     ConfigError,
     check_sizes,
     require,
 )
+from omni.config_latents import ActionConfig, CodecConfig, LatentConfig, SoundLatentConfig
 from omni.config_media import MediaConfig, SoundConfig, VisionConfig
 
 LETTERS = {"M": "mamba", "*": "attention", "-": "mlp", "E": "moe"}
@@ -231,61 +230,6 @@ class MTPConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CodecConfig:
-    """A linear codec between pixels and latents: principal components of patches."""
-
-    channels: int = 24
-    factor: int = 8  # pixels behind one latent, along a side
-
-    def __post_init__(self) -> None:
-        check_sizes(self)
-        most = 3 * self.factor**2
-        require(
-            self.channels <= most,
-            f"CodecConfig.channels is {self.channels}; a patch of {self.factor} holds {most} numbers",
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class LatentConfig:
-    """Image latents that the denoiser refines: grid of ``size / patch_size`` tokens of ``channels`` numbers."""
-
-    patch_size: int
-    channels: int
-    image_size: int = 64  # side, in pixels, that the weights were trained at
-    prediction: str = "velocity"  # what the head says: "velocity" (noise - data), or "sample" (the clean latents)
-    position_offset: int = 15_000  # of the latents' time axis behind the prompt (Cosmos 3)
-    codec: CodecConfig | None = None  # None: the latents are the pixels
-    max_grid: int = 0  # side of the learned table of positions, in tokens; 0: none, as Cosmos 3
-
-    def __post_init__(self) -> None:
-        require(
-            0 <= self.max_grid <= MAX_SIDE,
-            f"LatentConfig.max_grid is {self.max_grid}; it must lie between 0 and {MAX_SIDE}",
-        )
-        for name in ("patch_size", "channels", "image_size"):
-            value = getattr(self, name)
-            require(
-                1 <= value <= MAX_WIDTH,
-                f"LatentConfig.{name} is {value}; it must lie between 1 and {MAX_WIDTH}",
-            )
-        known = ("velocity", "sample")
-        require(
-            self.prediction in known,
-            f"LatentConfig.prediction is {self.prediction!r}; known: {', '.join(known)}",
-        )
-
-    @property
-    def token_dim(self) -> int:
-        return self.channels * self.patch_size**2
-
-    @property
-    def token_pixels(self) -> int:
-        """Side, in pixels, of what one token shows."""
-        return self.patch_size * (self.codec.factor if self.codec else 1)
-
-
-@dataclass(frozen=True, kw_only=True)
 class OmniConfig:
     """A whole system: what is ``None`` is absent."""
 
@@ -298,6 +242,8 @@ class OmniConfig:
     media: MediaConfig = field(default_factory=MediaConfig)
     denoiser: TowerConfig | None = None
     latent: LatentConfig | None = None
+    sound_latent: SoundLatentConfig | None = None
+    action: ActionConfig | None = None
     max_positions: int = 131_072
     special_tokens: dict[str, int | list[int]] = field(default_factory=dict)  # bos, eos, pad, image, mask ...
     sampling: dict[str, float] = field(default_factory=dict)  # defaults of the checkpoint: temperature, top_p ...
@@ -313,6 +259,10 @@ class OmniConfig:
         require(
             self.latent is None or self.denoiser is not None,
             "image latents are set but there is no denoiser tower",
+        )
+        require(
+            self.latent is not None or (self.sound_latent is None and self.action is None),
+            "sound latents and actions are denoised beside those of a video: set LatentConfig too",
         )
         targets = [layer for _, layer in self.vision.deepstack] if self.vision else []
         require(
@@ -345,6 +295,8 @@ _NESTED = {
     "sound": SoundConfig,
     "media": MediaConfig,
     "latent": LatentConfig,
+    "sound_latent": SoundLatentConfig,
+    "action": ActionConfig,
     "codec": CodecConfig,
     "mamba": MambaConfig,
     "attention": AttentionConfig,

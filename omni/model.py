@@ -20,7 +20,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from omni.cache import Cache
 from omni.config import OmniConfig, SoundConfig
-from omni.decoders.heads import LatentHead, grid_positions
+from omni.decoders.flow import State
+from omni.decoders.heads import ActionHead, LatentHead, SoundHead
 from omni.encoders.audio import AudioEncoder
 from omni.encoders.clip import build_vision
 from omni.encoders.projector import Connector, Projector
@@ -30,6 +31,7 @@ from omni.inputs import Inputs, Piece, media_positions, media_runs, pieces_of
 from omni.kernels.linear import project
 from omni.layers import wide
 from omni.mtp import MTP
+from omni.streams import Heads, Packed, Scene
 from omni.tokenizers.latent import PatchCodec
 from omni.tower import Tower
 
@@ -54,6 +56,8 @@ class Omni(nn.Module):
         self.sound_projector = _sound_projector(config.sound, d) if config.sound else None
         self.denoiser = Tower(config.denoiser) if config.denoiser else None
         self.latents = LatentHead(config.denoiser.d_model, config.latent) if config.latent else None
+        self.sound_latents = SoundHead(config.denoiser.d_model, config.sound_latent) if config.sound_latent else None
+        self.actions = ActionHead(config.denoiser.d_model, config.action) if config.action else None
         self.codec = PatchCodec(config.latent.codec) if config.latent and config.latent.codec else None
         if not self.embed.weight.is_meta:
             nn.init.normal_(self.embed.weight, std=0.02)
@@ -266,19 +270,39 @@ class Omni(nn.Module):
 
     # -- generation ----------------------------------------------------------------------------------------------------
 
-    def velocity(self, latents: Tensor, t: Tensor, context: Cache) -> Tensor:
-        """Direction (b, c, H, W) of noisy latents (b, c, H, W) at time t (b,), given the prompt's cache."""
-        hidden = self.denoise(latents, t, context)
-        return self.latents.write(hidden, latents.to(self.dtype), t)
+    def velocity(self, state: State, t: Tensor, context: Cache, scene: Scene | None = None) -> State:
+        """Direction of the noisy ``state`` at time t (b,), given the prompt's cache.
+
+        Latents of pictures (b, c, H, W) or videos (b, c, T, H, W) -> the same shape; or several streams by name that
+        are denoised together (:mod:`omni.streams`) -> a dict of their shapes. ``scene`` says what is given, how fast
+        time passes, and whose actions they are.
+        """
+        scene, streams = scene or Scene(), self._streams(state)
+        packed, hidden = self._denoise(streams, t, context, scene)
+        found = self._heads().unpack(hidden, packed, streams, t, scene)
+        return found["video"] if isinstance(state, Tensor) else found
 
     def denoise(self, latents: Tensor, t: Tensor, context: Cache) -> Tensor:
         """Hidden states (b, n, d) of the denoiser tower, after its final norm: what :meth:`velocity` is read from."""
+        return self._denoise(self._streams(latents), t, context, Scene())[1]
+
+    def _denoise(self, streams: dict[str, Tensor], t: Tensor, context: Cache, scene: Scene) -> tuple[Packed, Tensor]:
+        first = context.next_positions() + self.config.latent.position_offset
+        packed = self._heads().pack(streams, scene, first)
+        hidden = self.denoiser(
+            packed.tokens, context=context, positions=packed.positions, causal=False, time=t, noisy=packed.noisy
+        )
+        return packed, hidden
+
+    def _streams(self, state: State) -> dict[str, Tensor]:
+        """In the weights' type."""
         if self.latents is None:
             raise ValueError("this model has no denoiser for image latents")
-        latents = latents.to(self.dtype)
-        offset = self.config.latent.position_offset
-        positions = grid_positions(self.latents.grid(latents), context.next_positions() + offset)
-        return self.denoiser(self.latents.read(latents), context=context, positions=positions, causal=False, time=t)
+        streams = {"video": state} if isinstance(state, Tensor) else state
+        return {name: x.to(self.dtype) for name, x in streams.items()}
+
+    def _heads(self) -> Heads:
+        return Heads(self.latents, self.sound_latents, self.actions)
 
     # -- inputs --------------------------------------------------------------------------------------------------------
 

@@ -159,7 +159,7 @@ def test_infinity_and_absence_survive_a_file():
 
 
 WRONG = [
-    ({"colour": 1}, r"OmniConfig has no fields \['colour'\]; known: \['context'"),
+    ({"colour": 1}, r"OmniConfig has no fields \['colour'\]; known: \['action', 'context'"),
     ({"context": {"patern": "M"}}, r"TowerConfig has no fields \['patern'\]"),
     ({"context": {"mamba": {"heads": 3, "width": 1}}}, r"MambaConfig has no fields \['heads', 'width'\]"),
     ({"context": {"d_model": "20"}}, r"TowerConfig.d_model is '20'"),

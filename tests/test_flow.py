@@ -8,8 +8,10 @@ import torch
 from towers import close, fill, noise
 
 from omni.config import LatentConfig
-from omni.decoders.flow import Guidance, guided, integrate, interpolate, sample_times, time_grid
-from omni.decoders.heads import MIN_TIME, LatentHead, grid_positions
+from omni.decoders.flow import Guidance, guided, integrate, interpolate, sample_times
+from omni.decoders.heads import MIN_TIME, LatentHead
+from omni.decoders.positions import stream_positions
+from omni.decoders.schedules import Schedule, plain
 
 # -- the path --------------------------------------------------------------------------------------------------------
 
@@ -21,32 +23,6 @@ def test_interpolate_is_the_straight_line_from_data_to_noise():
     close(got[0], data[0], 0)
     close(got[1], 0.75 * data[1] + 0.25 * end[1], 1e-12)
     close(got[2], end[2], 0)
-
-
-@pytest.mark.parametrize("shift", [1.0, 3.0, 0.1, 0.3, 7.7])
-@pytest.mark.parametrize("steps", [1, 2, 3, 7, 50, 1000])
-def test_time_grids_go_from_one_to_zero_exactly(steps, shift):
-    times = time_grid(steps, shift)
-    assert len(times) == steps + 1
-    assert times[0] == 1.0
-    assert times[-1] == 0.0
-    assert all(a > b for a, b in itertools.pairwise(times))
-    for i, t in enumerate(times):
-        even = 1 - i / steps
-        assert math.isclose(t, shift * even / (1 + (shift - 1) * even), abs_tol=1e-12)
-
-
-def test_a_shift_above_one_stays_near_the_noise():
-    assert time_grid(4) == [1.0, 0.75, 0.5, 0.25, 0.0]
-    assert all(a > b for a, b in zip(time_grid(8, 3.0)[1:-1], time_grid(8)[1:-1], strict=True))
-
-
-def test_grids_that_cannot_be():
-    for steps in (0, -1, 1001):
-        with pytest.raises(ValueError, match=f"{steps} steps.*1 to 1000"):
-            time_grid(steps)
-    with pytest.raises(ValueError, match=r"shift is -1"):
-        time_grid(4, -1)
 
 
 def test_training_times():
@@ -70,7 +46,7 @@ def test_training_times():
 def test_a_straight_path_is_walked_exactly(steps, solver):
     """The true velocity of one pair is constant, so any number of steps lands on the data."""
     data, end = noise(2, 3, 4), noise(2, 3, 4, seed=2)
-    close(integrate(lambda x, t: end - data, end, time_grid(steps, 3.0), solver), data, 1e-12)
+    close(integrate(lambda x, t: end - data, end, plain(steps, 3.0), solver), data, 1e-12)
 
 
 def _decay(x, t):
@@ -80,7 +56,7 @@ def _decay(x, t):
 
 def error(solver: str, steps: int) -> float:
     start = torch.ones(1, 1, dtype=torch.float64)
-    return abs(float(integrate(_decay, start, time_grid(steps), solver)) - math.exp(-2))
+    return abs(float(integrate(_decay, start, plain(steps), solver)) - math.exp(-2))
 
 
 def test_euler_is_of_first_order_and_heun_of_second():
@@ -93,10 +69,10 @@ def test_euler_is_of_first_order_and_heun_of_second():
 def test_a_linear_field_by_hand():
     """Two steps each way, on dx/dt = 2 x."""
     start = torch.ones(1, 1, dtype=torch.float64)
-    close(integrate(_decay, start, [1.0, 0.5, 0.0]), torch.zeros(1, 1, dtype=torch.float64), 1e-12)
+    close(integrate(_decay, start, Schedule((1.0, 0.5, 0.0))), torch.zeros(1, 1, dtype=torch.float64), 1e-12)
     # Heun's first step averages 2 and 2 (1 - 1): 1 - 1/2; its last one, to zero, is Euler's: no velocity is asked at 0.
-    close(integrate(_decay, start, [1.0, 0.5, 0.0], "heun"), torch.zeros(1, 1, dtype=torch.float64), 1e-12)
-    close(integrate(_decay, start, [1.0, 0.75, 0.5], "heun"), start * (1 - 0.375) ** 2, 1e-12)
+    close(integrate(_decay, start, Schedule((1.0, 0.5, 0.0)), "heun"), torch.zeros(1, 1, dtype=torch.float64), 1e-12)
+    close(integrate(_decay, start, Schedule((1.0, 0.75, 0.5)), "heun"), start * (1 - 0.375) ** 2, 1e-12)
 
 
 def test_times_are_what_the_field_is_asked_for():
@@ -106,18 +82,18 @@ def test_times_are_what_the_field_is_asked_for():
         asked.append(t)
         return torch.zeros_like(x)
 
-    integrate(field, noise(3, 2).float(), [1.0, 0.5, 0.0], "heun")
+    integrate(field, noise(3, 2).float(), Schedule((1.0, 0.5, 0.0)), "heun")
     assert [t.tolist() for t in asked] == [[1.0] * 3, [0.5] * 3, [0.5] * 3]
 
 
 def test_the_callback_sees_the_estimate_and_can_stop():
     data, end = noise(2, 3), noise(2, 3, seed=2)
     seen = []
-    integrate(lambda x, t: end - data, end, time_grid(3), on_step=lambda i, estimate: seen.append((i, estimate)))
+    integrate(lambda x, t: end - data, end, plain(3), on_step=lambda i, estimate: seen.append((i, estimate)))
     assert [i for i, _ in seen] == [0, 1, 2]
     for _, estimate in seen:
         close(estimate, data, 1e-12)
-    stopped = integrate(lambda x, t: end - data, end, time_grid(4), on_step=lambda i, estimate: i < 1)
+    stopped = integrate(lambda x, t: end - data, end, plain(4), on_step=lambda i, estimate: i < 1)
     close(stopped, (data + end) / 2, 1e-12)
 
 
@@ -135,7 +111,7 @@ def test_renewed_noise_still_leads_to_the_data(solver, eta):
     def field(x, t):
         return (x - data) / t[:, None, None]
 
-    close(integrate(field, noise(2, 3, 4, seed=2), time_grid(6), solver, eta=eta, fresh=fresh), data, 1e-12)
+    close(integrate(field, noise(2, 3, 4, seed=2), plain(6), solver, eta=eta, fresh=fresh), data, 1e-12)
     assert len(drawn) == 5  # none after the last step
 
 
@@ -151,7 +127,7 @@ def test_renewing_keeps_the_spread_of_the_noise():
     integrate(
         field,
         torch.randn(4, 5000, generator=source),
-        time_grid(4),
+        plain(4),
         eta=0.6,
         fresh=lambda: torch.randn(4, 5000, generator=source),
     )
@@ -164,7 +140,7 @@ def test_all_new_noise_is_what_diffusers_calls_stochastic_sampling():
     from diffusers import FlowMatchEulerDiscreteScheduler
 
     theirs = FlowMatchEulerDiscreteScheduler(stochastic_sampling=True, shift=3.0)
-    theirs.set_timesteps(sigmas=time_grid(5)[:-1])
+    theirs.set_timesteps(sigmas=list(plain(5).told))
     start, weight = torch.randn(2, 4, 3, 3), torch.tensor(0.7)
     x, generator = start, torch.Generator().manual_seed(9)
     for t in theirs.timesteps:
@@ -173,7 +149,7 @@ def test_all_new_noise_is_what_diffusers_calls_stochastic_sampling():
     ours = integrate(
         lambda x, t: weight * x + t[0],
         start,
-        time_grid(5, 3.0),
+        plain(5, 3.0),
         eta=1.0,
         fresh=lambda: torch.randn(2, 4, 3, 3, generator=again),
     )
@@ -182,14 +158,34 @@ def test_all_new_noise_is_what_diffusers_calls_stochastic_sampling():
 
 def test_eta_is_a_share_and_needs_noise():
     with pytest.raises(ValueError, match=r"eta is 1\.5; it must lie between 0 and 1"):
-        integrate(_decay, noise(1, 1), [1.0, 0.0], eta=1.5)
+        integrate(_decay, noise(1, 1), Schedule((1.0, 0.0)), eta=1.5)
+    with pytest.raises(ValueError, match=r"eta is 0\.5: the solver 'unipc'"):
+        integrate(_decay, noise(1, 1), Schedule((1.0, 0.0)), "unipc", eta=0.5, fresh=lambda: noise(1, 1))
     with pytest.raises(ValueError, match=r"eta is 0\.5: there must be a source of fresh noise"):
-        integrate(_decay, noise(1, 1), [1.0, 0.0], eta=0.5)
+        integrate(_decay, noise(1, 1), Schedule((1.0, 0.0)), eta=0.5)
+
+
+def test_tensors_that_are_denoised_together_have_a_solver_each():
+    """One field that mixes them; each goes as it would in one tensor with the other."""
+    start = {"a": noise(2, 3), "b": noise(2, 4, seed=2)}
+
+    def together(x, t):
+        shared = x["a"].mean(1, keepdim=True) + x["b"].mean(1, keepdim=True)
+        return {"a": x["a"] * shared, "b": x["b"] - shared * t[:, None]}
+
+    def joined(x, t):
+        found = together({"a": x[:, :3], "b": x[:, 3:]}, t)
+        return torch.cat([found["a"], found["b"]], dim=1)
+
+    for solver in ("euler", "heun", "unipc"):
+        apart = integrate(together, start, plain(7, 2.0), solver)
+        whole = integrate(joined, torch.cat([start["a"], start["b"]], dim=1), plain(7, 2.0), solver)
+        close(torch.cat([apart["a"], apart["b"]], dim=1), whole, 1e-12)
 
 
 def test_unknown_solvers():
-    with pytest.raises(ValueError, match=r"'rk4' is unknown; known: euler, heun"):
-        integrate(_decay, noise(1, 1), [1.0, 0.0], "rk4")
+    with pytest.raises(ValueError, match=r"'rk4' is unknown; known: euler, heun, unipc"):
+        integrate(_decay, noise(1, 1), Schedule((1.0, 0.0)), "rk4")
 
 
 # -- guidance --------------------------------------------------------------------------------------------------------
@@ -214,11 +210,25 @@ def test_guidance_asks_for_both_branches_only_where_it_is_active():
 
     velocity = guided(conditional, both, Guidance(2.0, (0.25, 0.75)))
     found = [float(velocity(torch.zeros(1, 1), torch.tensor([t]))) for t in (1.0, 0.75, 0.5, 0.25, 0.1)]
-    assert found == [3.0, 5.0, 5.0, 5.0, 3.0]
-    assert [kind for kind, _ in asked] == ["one", "both", "both", "both", "one"]
+    assert found == [3.0, 3.0, 5.0, 3.0, 3.0], "the ends are outside"
+    assert [kind for kind, _ in asked] == ["one", "one", "both", "one", "one"]
+    assert [Guidance(2.0, (0.5, 1.0)).active(t) for t in (1.0, 0.9, 0.5)] == [True, True, False]
     asked.clear()
     guided(conditional, both, Guidance(1.0))(torch.zeros(1, 1), torch.tensor([0.5]))
     assert asked == [("one", 0.5)]
+
+
+def test_normalised_guidance_is_not_longer_than_the_conditional_branch():
+    """Of each sample alone, over all of its tensors together; what is shorter stays."""
+    conditional = {"video": torch.tensor([[3.0, 0.0], [1.0, 0.0]]), "sound": torch.tensor([[4.0], [0.0]])}
+    away = {"video": torch.tensor([[0.0, 0.0], [2.0, 0.0]]), "sound": torch.tensor([[0.0], [0.0]])}
+    plain_one = Guidance(2.0).combine(conditional, away)
+    close(plain_one["video"], torch.tensor([[6.0, 0.0], [0.0, 0.0]]), 0)
+    normed = Guidance(2.0, normalize=True).combine(conditional, away)
+    close(normed["video"], torch.tensor([[3.0, 0.0], [0.0, 0.0]]), 1e-6)
+    close(normed["sound"], torch.tensor([[4.0], [0.0]]), 1e-6)
+    alone = Guidance(2.0, normalize=True).combine(conditional["video"], away["video"])
+    close(alone, torch.tensor([[3.0, 0.0], [0.0, 0.0]]), 1e-6)
 
 
 @pytest.mark.parametrize("scale", [-0.1, 101, math.nan, math.inf])
@@ -306,16 +316,38 @@ def test_the_head_norms_before_it_projects():
     close(module.write(tokens, latents, torch.ones(1)), expected, 1e-12)
 
 
+@torch.no_grad()
+def test_sides_that_do_not_divide_are_filled_up_with_zeros():
+    module, latents = head(), noise(2, 3, 5, 7)
+    filled = torch.zeros(2, 3, 6, 8, dtype=torch.float64)
+    filled[:, :, :5, :7] = latents
+    close(module.read(latents), module.read(filled), 0)
+    tokens = noise(2, 12, 8)
+    found = module.write(tokens, latents, torch.ones(2))
+    close(found, module.write(tokens, filled, torch.ones(2))[:, :, :5, :7], 0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("prediction", ["velocity", "sample"])
+def test_a_video_is_its_frames_one_after_the_other(prediction):
+    module, video, tokens = head(prediction=prediction, max_grid=3), noise(2, 3, 3, 4, 6), noise(2, 18, 8)
+    close(module.read(video), torch.cat([module.read(frame) for frame in video.unbind(2)], dim=1), 0)
+    t = torch.tensor([0.3, 0.9])
+    frames = [module.write(part, frame, t) for part, frame in zip(tokens.split(6, 1), video.unbind(2), strict=True)]
+    close(module.write(tokens, video, t), torch.stack(frames, dim=2), 0)
+
+
 def test_latents_that_do_not_fit():
-    for shape, said in (((1, 3, 5, 4), "5x4.*2"), ((1, 3, 4, 7), "4x7.*2"), ((1, 2, 4, 4), "2 channels.*3")):
-        with pytest.raises(ValueError, match=said):
-            head().read(torch.zeros(shape))
-    with pytest.raises(ValueError, match=r"0x4.*2"):
+    with pytest.raises(ValueError, match=r"latents are \(b, 3, .*not \(1, 2, 4, 4\)"):
+        head().read(torch.zeros(1, 2, 4, 4))
+    with pytest.raises(ValueError, match=r"not \(3, 4, 4\)"):
+        head().read(torch.zeros(3, 4, 4))
+    with pytest.raises(ValueError, match=r"\(1, 3, 0, 4\) are empty"):
         head().grid(torch.zeros(1, 3, 0, 4))
 
 
 def test_positions_of_a_grid():
-    got = grid_positions((2, 3), torch.tensor([7, 100]))
+    got = stream_positions((1, 2, 3), torch.tensor([7, 100]), None, 1.0)
     assert got.shape == (3, 2, 6)
     assert got[0].tolist() == [[7] * 6, [100] * 6]
     assert got[1, 1].tolist() == [0, 0, 0, 1, 1, 1]

@@ -198,7 +198,7 @@ def test_defaults_come_from_the_checkpoint():
         ({"guidance": float("nan")}, "guidance is nan"),
         ({"shift": -1.0}, "shift is -1.0"),
         ({"eta": 1.5}, "eta is 1.5; it must lie between 0 and 1"),
-        ({"solver": "magic"}, "'magic' is unknown; known: euler, heun"),
+        ({"solver": "magic"}, "'magic' is unknown; known: euler, heun, unipc"),
         ({"interval": (0.5, 0.2)}, "interval is (0.5, 0.2)"),
         ({"seed": -1}, "seed is -1"),
         ({"seed": 1.5}, "seed must be a whole number or a list of them, not 1.5"),

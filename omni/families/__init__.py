@@ -183,10 +183,11 @@ def _folder_with_weights(name_or_path: str | os.PathLike) -> Path:
 
 
 def find_parts(folder: Path, family: Family) -> dict[str, Entry]:
-    """Tensors of all components of a folder, under the family's prefixes."""
+    """Tensors of all components of a folder, under the family's prefixes; a component's folder may be given alone."""
     entries: dict[str, Entry] = {}
+    alone = len(family.parts) == 1 and not (folder / "model_index.json").exists()
     for part, prefix in family.parts.items():
-        place = inside(folder, part) if part else folder
+        place = inside(folder, part) if part and not alone else folder
         entries.update({prefix + name: entry for name, entry in find_tensors(place).items()})
     return entries
 
@@ -263,6 +264,7 @@ def save(
         plain=plain,
         dtype=wanted,
         shard_bytes=shard_bytes,
+        stem=chosen.stem,
     )
 
 

@@ -31,3 +31,5 @@ class Family:
     """Those files again."""
     parts: Mapping[str, str] = field(default_factory=lambda: {"": ""})
     """Sub-folder -> prefix of the names of its tensors, for layouts that keep one folder for each component."""
+    stem: str = "model"
+    """What the files of weights are called."""

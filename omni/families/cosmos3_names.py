@@ -19,6 +19,8 @@ def words(text: str) -> tuple[str, ...]:
 _ENDS = ("weight", "bias")
 _ATTENTION = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "o_proj"}
 _NORMS = {"norm_q": "q_norm", "norm_k": "k_norm"}
+_ADDED = {"add_q_proj": "q_proj", "add_k_proj": "k_proj", "add_v_proj": "v_proj", "to_add_out": "o_proj"}
+_ADDED_NORMS = {"norm_added_q": "q_norm", "norm_added_k": "k_norm", "k_norm_und_for_gen": "context_norm"}
 _MERGER = {"norm": "norm", "linear_fc1": "up_proj", "linear_fc2": "down_proj"}
 
 GENERATOR = (
@@ -57,21 +59,22 @@ def rules(config: OmniConfig) -> tuple[Rule, ...]:
     """The names that save_pretrained writes, which are those of the published files; section 9's others are aliases."""
     edge = config.context.mlp.activation == "relu2"
     head = Drop("lm_head.weight", "tied to the embeddings")
-    spelled = {ours: theirs for theirs, ours in (_ATTENTION | _NORMS).items()} | _MOE_GEN
-    attention = "layers.{i}.self_attn."
     return (
         Alias("model.language_model.{rest}", "{rest}"),
-        *(Alias(f"{attention}{old}.{end}", f"{attention}{new}.{end}") for old, new in spelled.items() for end in _ENDS),
-        *_text_rules(edge),
+        *text_rules(edge),
         head if config.tie_embeddings else Rename("lm_head.weight", "head.weight"),
         *(_edge_vision_rules(config.vision) if edge else _nano_vision_rules(config.vision)),
         *(Drop(name, "of the generator, which the reasoner does not have") for name in GENERATOR),
     )
 
 
-def _text_rules(edge: bool) -> list[Rule]:
+def text_rules(edge: bool) -> list[Rule]:
+    """The context tower, with the training framework's spellings of its attention."""
     attention, mlp = "context.blocks.{2i}.", "context.blocks.{2i+1}."
+    spelled = {ours: theirs for theirs, ours in (_ATTENTION | _NORMS).items()} | _MOE_GEN
+    published = "layers.{i}.self_attn."
     table: list[Rule] = [
+        *(Alias(f"{published}{old}.{end}", f"{published}{new}.{end}") for old, new in spelled.items() for end in _ENDS),
         Rename("embed_tokens.weight", "embed.weight"),
         Rename("layers.{i}.input_layernorm.weight", attention + "norm.weight"),
         Rename("layers.{i}.post_attention_layernorm.weight", mlp + "norm.weight"),
@@ -88,6 +91,42 @@ def _text_rules(edge: bool) -> list[Rule]:
     if edge:
         table += [Alias(f"layers.{{i}}.mlp.fc1.{end}", f"layers.{{i}}.mlp.up_proj.{end}") for end in _ENDS]
         table += [Alias(f"layers.{{i}}.mlp.fc2.{end}", f"layers.{{i}}.mlp.down_proj.{end}") for end in _ENDS]
+    return table
+
+
+def generator_rules(config: OmniConfig) -> list[Rule]:
+    """The denoiser tower and its heads (section 9), with the training framework's spellings."""
+    attention, mlp = "denoiser.blocks.{2i}.", "denoiser.blocks.{2i+1}."
+    spelled = {"vae2llm": "proj_in", "llm2vae": "proj_out", "sound2llm": "audio_proj_in", "llm2sound": "audio_proj_out"}
+    spelled |= {"time_embedder.mlp.0": "time_embedder.linear_1", "time_embedder.mlp.2": "time_embedder.linear_2"}
+    table: list[Rule] = [
+        *(Alias(f"{old}.{end}", f"{new}.{end}") for old, new in spelled.items() for end in _ENDS),
+        Alias("action2llm.{rest}", "action_proj_in.{rest}"),
+        Alias("llm2action.{rest}", "action_proj_out.{rest}"),
+        Alias("sound_modality_embed", "audio_modality_embed"),
+        Rename("layers.{i}.input_layernorm_moe_gen.weight", attention + "norm.weight"),
+        Rename("layers.{i}.post_attention_layernorm_moe_gen.weight", mlp + "norm.weight"),
+        Rename("norm_moe_gen.weight", "denoiser.norm.weight"),
+        *_both("time_embedder.linear_1", "denoiser.time.embedder.mlp.0"),
+        *_both("time_embedder.linear_2", "denoiser.time.embedder.mlp.2"),
+        *_both("proj_in", "latents.proj_in"),
+        *_both("proj_out", "latents.proj_out"),
+    ]
+    for theirs, ours in _ADDED.items():
+        table += _both(f"layers.{{i}}.self_attn.{theirs}", f"{attention}mixer.{ours}")
+    for theirs, ours in _ADDED_NORMS.items():
+        table.append(Rename(f"layers.{{i}}.self_attn.{theirs}.weight", f"{attention}mixer.{ours}.weight"))
+    for name in ("gate_proj", "up_proj", "down_proj"):
+        table.append(Rename(f"layers.{{i}}.mlp_moe_gen.{name}.weight", f"{mlp}mixer.{name}.weight"))
+    if config.sound_latent is not None:
+        table += [*_both("audio_proj_in", "sound_latents.proj_in"), *_both("audio_proj_out", "sound_latents.proj_out")]
+        table.append(Rename("audio_modality_embed", "sound_latents.kind"))
+    if config.action is not None:
+        shape = (config.action.n_domains, config.action.width * config.denoiser.d_model)
+        for side in ("in", "out"):
+            table.append(Rename(f"action_proj_{side}.fc.weight", f"actions.proj_{side}.weight", shape=shape))
+            table.append(Rename(f"action_proj_{side}.bias.weight", f"actions.proj_{side}.bias"))
+        table.append(Rename("action_modality_embed", "actions.kind"))
     return table
 
 

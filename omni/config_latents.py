@@ -1,0 +1,92 @@
+"""What a denoiser tower refines: latents of pictures, videos and sound, and actions; ``omni.config`` has these too."""
+
+from dataclasses import dataclass
+
+from omni.config_checks import MAX_SIDE, MAX_WIDTH, check_sizes, require, require_known
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodecConfig:
+    """A linear codec between pixels and latents: principal components of patches."""
+
+    channels: int = 24
+    factor: int = 8  # pixels behind one latent, along a side
+
+    def __post_init__(self) -> None:
+        check_sizes(self)
+        most = 3 * self.factor**2
+        require(
+            self.channels <= most,
+            f"CodecConfig.channels is {self.channels}; a patch of {self.factor} holds {most} numbers",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentConfig:
+    """Latents of pictures and videos: grid of ``size / patch_size`` tokens of ``channels`` numbers."""
+
+    patch_size: int
+    channels: int
+    image_size: int = 64  # side, in pixels, that the weights were trained at
+    prediction: str = "velocity"  # what the head says: "velocity" (noise - data), or "sample" (the clean latents)
+    position_offset: int = 15_000  # of the latents' time axis behind the prompt (Cosmos 3)
+    codec: CodecConfig | None = None  # None: the latents are the pixels, or a codec of its own is loaded beside
+    max_grid: int = 0  # side of the learned table of positions, in tokens; 0: none, as Cosmos 3
+    norm: bool = True  # of the head's own, behind the tower's; Cosmos 3 has none
+    frames: int = 1  # of a video behind one latent; the first latent stands for one
+    positions_a_second: float = 6.0  # of a video's time axis: base_fps / frames (Cosmos 3)
+
+    def __post_init__(self) -> None:
+        require(
+            0 <= self.max_grid <= MAX_SIDE,
+            f"LatentConfig.max_grid is {self.max_grid}; it must lie between 0 and {MAX_SIDE}",
+        )
+        for name in ("patch_size", "channels", "image_size", "frames"):
+            value = getattr(self, name)
+            require(
+                1 <= value <= MAX_WIDTH,
+                f"LatentConfig.{name} is {value}; it must lie between 1 and {MAX_WIDTH}",
+            )
+        require_known(self, prediction=("velocity", "sample"))
+        _check_pace(self)
+
+    @property
+    def token_dim(self) -> int:
+        return self.channels * self.patch_size**2
+
+    @property
+    def token_pixels(self) -> int:
+        """Side, in pixels, of what one token shows."""
+        return self.patch_size * (self.codec.factor if self.codec else 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SoundLatentConfig:
+    """Latents of sound, one token each."""
+
+    channels: int = 64
+    rate: float = 25.0  # latents a second
+    positions_a_second: float = 24.0  # four times those of a video: so the published weights were trained
+
+    def __post_init__(self) -> None:
+        check_sizes(self)
+        require(0 < self.rate <= 1e6, f"SoundLatentConfig.rate is {self.rate}; it must be positive and at most 1e6")
+        _check_pace(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActionConfig:
+    """Actions of robots, one token each; every domain (embodiment) has projections of its own."""
+
+    width: int = 64  # numbers of an action; shorter ones are filled up with zeros
+    n_domains: int = 32
+    positions_a_second: float = 6.0
+
+    def __post_init__(self) -> None:
+        check_sizes(self)
+        _check_pace(self)
+
+
+def _check_pace(config: LatentConfig | SoundLatentConfig | ActionConfig) -> None:
+    name, pace = type(config).__name__, config.positions_a_second
+    require(0 < pace <= 1e6, f"{name}.positions_a_second is {pace}; it must be positive and at most 1e6")

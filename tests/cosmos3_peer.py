@@ -43,6 +43,21 @@ def build(seed: int, **sizes):
     return model
 
 
+def reasoner(sizes: dict):
+    """transformers' reasoner with the transformer's tower of text, and a small vision tower."""
+    from transformers import Cosmos3OmniConfig, Cosmos3OmniForConditionalGeneration
+
+    same = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+    rope = {"rope_type": "default", "rope_theta": sizes["rope_theta"], "mrope_section": sizes["rope_axes_dim"]}
+    text = {name: sizes[name] for name in (*same, "head_dim", "vocab_size")} | {"rope_parameters": rope}
+    vision = {"depth": 2, "hidden_size": 16, "intermediate_size": 20, "num_heads": 2, "patch_size": 4}
+    vision |= {"out_hidden_size": sizes["hidden_size"], "num_position_embeddings": 16, "deepstack_visual_indexes": [0]}
+    tokens = {"image_token_id": 111, "video_token_id": 112, "vision_start_token_id": 113, "vision_end_token_id": 114}
+    return Cosmos3OmniForConditionalGeneration(
+        Cosmos3OmniConfig(text_config=text, vision_config=vision, **tokens)
+    ).eval()
+
+
 @torch.no_grad()
 def velocity(
     model,

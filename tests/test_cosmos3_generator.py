@@ -183,6 +183,38 @@ def test_a_pipelines_folder(pair, tmp_path):
         omni.load(tmp_path, device="cpu")
 
 
+def test_one_folder_is_reasoner_and_generator(tmp_path):
+    """As published: the reasoner's config.json at the root, the transformer in its folder, one tower of text."""
+    from safetensors.torch import load_file
+
+    sizes = peer.VARIANTS["nano"]
+    torch.manual_seed(0)
+    reasoner = peer.reasoner(sizes)
+    reasoner.save_pretrained(tmp_path)
+    theirs = peer.build(1, **sizes)
+    text = {name: t for name, t in load_file(tmp_path / "model.safetensors").items() if name in theirs.state_dict()}
+    assert len(text) > 20
+    theirs.load_state_dict(theirs.state_dict() | text)
+    theirs.save_pretrained(tmp_path / "transformer")
+    (tmp_path / "model_index.json").write_text('{"_class_name": "Cosmos3OmniPipeline"}')
+    ours = omni.load(tmp_path, device="cpu")
+    ids = torch.tensor([IDS])
+    with torch.no_grad():
+        expected = reasoner(input_ids=ids).logits
+        assert float((ours.logits(ids) - expected).norm() / expected.norm()) < 1e-5
+        assert ours.vision is not None
+        streams = state(3, ours, 3, 4, 4)
+        found = ours.velocity(streams, torch.tensor([0.7]), read(ours, IDS), Scene(fps=torch.tensor([24.0])))
+        close(found, peer.velocity(theirs, IDS, streams["video"][0], 0.7))
+    (tmp_path / "model_index.json").unlink()
+    assert omni.load(tmp_path, device="cpu").denoiser is None, "the reasoner alone"
+    other = json.loads((tmp_path / "transformer/config.json").read_text()) | {"intermediate_size": 40}
+    (tmp_path / "transformer/config.json").write_text(json.dumps(other))
+    (tmp_path / "model_index.json").write_text('{"_class_name": "Cosmos3OmniPipeline"}')
+    with pytest.raises(ConfigError, match="different towers of text"):
+        omni.load(tmp_path, device="cpu")
+
+
 def test_names_of_the_training_framework(pair, tmp_path):
     """The exporter's table, backwards: the same weights under the framework's names load as the published ones do."""
     from safetensors.torch import save_file

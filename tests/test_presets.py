@@ -13,7 +13,7 @@ from transformers import (
 )
 
 from omni.checkpoint import export, plan
-from omni.families import cosmos3_sizes, families, presets
+from omni.families import cosmos3_generator_sizes, cosmos3_sizes, families, presets
 from omni.families.nemotron_h import from_config, to_config
 from omni.families.nemotron_h_sizes import PRESETS
 from omni.model import Omni
@@ -146,3 +146,65 @@ def test_reasoners_have_the_tensors_of_the_reference(name):
     assert (read.context, read.vision, read.media) == (config.context, config.vision, config.media)
     assert read.max_positions == config.max_positions
     assert replace(family.to_config(family.from_config(config)), sampling=config.sampling) == config
+
+
+# -- Cosmos 3's generators ---------------------------------------------------------------------------------------------
+
+GENERATORS = {  # elements of the transformer, and of the vision tower and its projectors beside it
+    "cosmos3-nano": (15_173_669_120, 576_388_336),
+    "cosmos3-nano-policy-droid": (15_173_669_120, 576_388_336),
+    "cosmos3-super": (64_019_736_832, 595_266_800),
+    "cosmos3-super-text2image": (64_019_736_832, 595_266_800),
+    "cosmos3-super-image2video": (64_019_736_832, 595_266_800),
+    "cosmos3-super-text2image-4step": (63_997_928_640, 595_266_800),
+    "cosmos3-super-image2video-4step": (63_997_928_640, 595_266_800),
+    "cosmos3-edge": (3_369_657_024, 489_342_704),
+    "cosmos3-edge-policy-droid": (3_369_657_024, 489_342_704),
+}
+
+
+def generator(name: str) -> torch.nn.Module:
+    """The reference transformer at the published sizes, without memory."""
+    from diffusers.models.transformers.transformer_cosmos3 import Cosmos3OmniTransformer
+
+    sizes = {}
+    if "super" in name:
+        sizes = {"hidden_size": 5120, "intermediate_size": 25_600, "num_hidden_layers": 64, "num_attention_heads": 64}
+    if "edge" in name:
+        sizes = {"hidden_size": 2048, "intermediate_size": 9216, "num_hidden_layers": 28, "num_attention_heads": 16}
+        sizes |= {"vocab_size": 131_072, "rope_theta": 1e8, "rms_norm_eps": 1e-5, "hidden_act": "relu2"}
+        sizes |= {"qk_norm_for_text": False, "use_und_k_norm_for_gen": True}
+    sizes["base_fps"] = 16 if name == "cosmos3-super-image2video-4step" else 24
+    if not name.endswith("4step"):
+        sizes |= {"action_gen": True, "action_dim": 64}
+        sizes |= {} if "edge" in name else {"sound_gen": True, "sound_dim": 64}
+    return Cosmos3OmniTransformer(**sizes)
+
+
+def test_every_generator_is_checked():
+    assert GENERATORS.keys() == cosmos3_generator_sizes.PRESETS.keys() <= presets().keys()
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+def test_generators_have_the_tensors_of_the_reference(name):
+    elements, seeing = GENERATORS[name]
+    config = cosmos3_generator_sizes.PRESETS[name].config
+    with torch.device("meta"):
+        theirs, ours = generator(name), Omni(config)
+    state, published = ours.state_dict(), theirs.state_dict()
+    assert sum(t.numel() for t in published.values()) == elements
+    assert sum(t.numel() for t in state.values()) == elements + seeing
+
+    rules = families()["cosmos3"].rules(config)
+    items = {item.name: tuple(item.tensor.shape) for item in export(state, rules)}
+    assert published.keys() <= items.keys()
+    assert all(
+        "blocks." in n or "visual" in n or "merger" in n or "embed" in n or "projector" in n
+        for n in items.keys() - published.keys()
+    )
+
+    plain = {key: value for key, value in theirs.config.items() if key != "_use_default_values"}
+    alone = families()["cosmos3_generator"].to_config(plain)
+    same = replace(config, vision=None, latent=replace(config.latent, image_size=64))
+    parts = ("context", "denoiser", "latent", "sound_latent", "action", "vocab_size", "max_positions")
+    assert [getattr(alone, part) for part in parts] == [getattr(same, part) for part in parts]

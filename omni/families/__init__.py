@@ -106,10 +106,11 @@ def read_folder(folder: Path) -> tuple[Family, OmniConfig]:
 
 
 def _read_plain(folder: Path) -> dict[str, Any]:
-    """config.json; or model_index.json with the components' own configurations under ``parts``."""
-    if (folder / "config.json").exists() or not (folder / "model_index.json").exists():
-        return read_json(folder / "config.json")
-    plain = read_json(folder / "model_index.json")
+    """config.json, or else model_index.json; beside the latter, the components' own configurations under ``parts``."""
+    main, index = folder / "config.json", folder / "model_index.json"
+    plain = read_json(main if main.exists() or not index.exists() else index)
+    if not index.exists():
+        return plain
     configs = sorted(folder.glob("*/config.json"))
     return {**plain, "parts": {path.parent.name: read_json(path) for path in configs}}
 
@@ -183,11 +184,12 @@ def _folder_with_weights(name_or_path: str | os.PathLike) -> Path:
 
 
 def find_parts(folder: Path, family: Family) -> dict[str, Entry]:
-    """Tensors of all components of a folder, under the family's prefixes; a component's folder may be given alone."""
+    """Tensors of all components that a folder has, under the family's prefixes. One component alone will do."""
+    parts = {part: prefix for part, prefix in family.parts.items() if (folder / part).is_dir()}
+    places = {inside(folder, part) if part else folder: prefix for part, prefix in parts.items()}
+    there = {place: prefix for place, prefix in places.items() if any(place.glob("*.safetensors*"))}
     entries: dict[str, Entry] = {}
-    alone = len(family.parts) == 1 and not (folder / "model_index.json").exists()
-    for part, prefix in family.parts.items():
-        place = inside(folder, part) if part and not alone else folder
+    for place, prefix in (there or {folder: ""}).items():
         entries.update({prefix + name: entry for name, entry in find_tensors(place).items()})
     return entries
 

@@ -1,9 +1,9 @@
 """Cosmos 3: the reasoners of Nano and Super (Qwen3-VL with DeepStack) and of Edge (SigLIP 2, dense squared ReLU).
 
-One published block, attention and feed-forward, is two of our layers: ``*-``. The published checkpoints hold a
-generator beside the reasoner, which is left alone. Source: ``reference`` cosmos3, sections 1, 2 and 7; names:
-:mod:`omni.families.cosmos3_names`; files of processors: :mod:`omni.families.cosmos3_media`; sizes:
-:mod:`omni.families.cosmos3_sizes`.
+One published block, attention and feed-forward, is two of our layers: ``*-``. A published folder holds the generator
+beside the reasoner (:mod:`omni.families.cosmos3_generator`): where it does, one model is both. Source: ``reference``
+cosmos3, sections 1, 2 and 7; names: :mod:`omni.families.cosmos3_names`; files of processors:
+:mod:`omni.families.cosmos3_media`; sizes: :mod:`omni.families.cosmos3_sizes`.
 """
 
 import math
@@ -20,12 +20,13 @@ from omni.config import (
     VisionConfig,
     replace,
 )
+from omni.families import cosmos3_generator
 from omni.families.base import Family
+from omni.families.cosmos3_generator import SECTIONS
 from omni.families.cosmos3_media import read_media, write_media
 from omni.families.cosmos3_names import rules, words
 from omni.families.reader import MISSING, Reader
 
-SECTIONS = (24, 20, 20)
 NANO_MEDIA = MediaConfig(
     image="smart",
     video_text="{label}<|vision_start|>{run}<|vision_end|>",
@@ -87,8 +88,18 @@ def to_config(plain: dict[str, Any]) -> OmniConfig:
     )
     text.finish(_FIXED_TEXT, (*_INERT_TEXT, *(_HYBRID_INERT if edge else ())))
     vision.finish({}, _INERT)
+    parts = _part(read, "parts", {})
     read.finish({}, _INERT)
-    return config
+    return _with_generator(config, parts["transformer"]) if "transformer" in parts else config
+
+
+def _with_generator(config: OmniConfig, plain: dict[str, Any]) -> OmniConfig:
+    """The reasoner is the generator's context tower."""
+    whole = cosmos3_generator.to_config(plain)
+    if (whole.context, whole.vocab_size) != (config.context, config.vocab_size):
+        raise ConfigError("config.json and transformer/config.json describe different towers of text")
+    added = ("denoiser", "latent", "sound_latent", "action")
+    return replace(config, **{name: getattr(whole, name) for name in added})
 
 
 def _part(read: Reader, name: str, default: Any = MISSING) -> dict[str, Any]:
@@ -345,7 +356,7 @@ def _refuse_inexpressible(config: OmniConfig, back: OmniConfig) -> None:
     if not config.vision.d_projector:
         vision = replace(vision, d_projector=0)
     back = replace(back, vision=vision)
-    parts = ("context", "vision", "tie_embeddings", "mtp", "sound", "denoiser", "latent")
+    parts = ("context", "vision", "tie_embeddings", "mtp", "sound", "denoiser", "latent", "sound_latent", "action")
     lost = [name for name in parts if getattr(config, name) != getattr(back, name)]
     if lost:
         raise ConfigError(f"the cosmos3 layout cannot express this model's {', '.join(lost)}; use the family 'omni'")
@@ -373,4 +384,5 @@ FAMILY = Family(
     rules=rules,
     read_media=read_media,
     write_media=write_media,
+    parts={"": "", "transformer": "", "vision_encoder": ""},
 )

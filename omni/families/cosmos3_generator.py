@@ -24,11 +24,11 @@ from omni.config import (
     replace,
 )
 from omni.families.base import Family
-from omni.families.cosmos3 import SECTIONS
 from omni.families.cosmos3_names import generator_rules, text_rules, words
 from omni.families.reader import Reader
 from omni.rules import Alias, Rename, Rule
 
+SECTIONS = (24, 20, 20)
 COMPRESSION = 4  # frames of a video behind one latent of the published codec
 _FIXED: dict[str, tuple[Any, ...]] = {
     "unified_3d_mrope_reset_spatial_ids": (True,),
@@ -204,6 +204,6 @@ FAMILY = Family(
     to_config=to_config,
     from_config=from_config,
     rules=rules,
-    parts={"transformer": ""},
+    parts={"": "", "transformer": ""},
     stem="diffusion_pytorch_model",
 )

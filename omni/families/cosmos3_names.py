@@ -64,8 +64,12 @@ def rules(config: OmniConfig) -> tuple[Rule, ...]:
         *text_rules(edge),
         head if config.tie_embeddings else Rename("lm_head.weight", "head.weight"),
         *(_edge_vision_rules(config.vision) if edge else _nano_vision_rules(config.vision)),
-        *(Drop(name, "of the generator, which the reasoner does not have") for name in GENERATOR),
+        *(generator_rules(config) if config.denoiser else _without_generator()),
     )
+
+
+def _without_generator() -> list[Rule]:
+    return [Drop(name, "of the generator, which the reasoner does not have") for name in GENERATOR]
 
 
 def text_rules(edge: bool) -> list[Rule]:

@@ -88,7 +88,7 @@ EDGE = OmniConfig(
 )
 
 PRESETS = {
-    "cosmos3-nano-reasoner": Preset(NANO, "nvidia/Cosmos3-Nano"),
-    "cosmos3-super-reasoner": Preset(SUPER, "nvidia/Cosmos3-Super"),
-    "cosmos3-edge-reasoner": Preset(EDGE, "nvidia/Cosmos3-Edge"),
+    "cosmos3-nano-reasoner": Preset(NANO, "nvidia/Cosmos3-Nano-Reasoner"),
+    "cosmos3-super-reasoner": Preset(SUPER, "nvidia/Cosmos3-Super-Reasoner"),
+    "cosmos3-edge-reasoner": Preset(EDGE, "nvidia/Cosmos3-Edge-Reasoner"),
 }

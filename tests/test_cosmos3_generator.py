@@ -3,12 +3,15 @@
 import json
 
 import cosmos3_peer as peer
+import numpy as np
 import pytest
 import torch
 from towers import noise
 
 import omni
 from omni.config import ConfigError
+from omni.decoders.flow import Guidance, guided, integrate
+from omni.decoders.schedules import GRIDS
 from omni.families import families, preset, save
 from omni.inputs import Inputs
 from omni.streams import Scene
@@ -100,6 +103,39 @@ def test_one_call_is_that_of_diffusers(pair, name, level):
         clean_action=clean_action,
     )
     close(ours.velocity(streams, torch.tensor([level]), read(ours, IDS), scene), expected)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("grid", "steps", "shift"), [("native", 10, 3.0), ("shifted", 10, 10.0), ("karras", 10, 1.0)])
+def test_ten_guided_steps_are_those_of_diffusers(pair, grid, steps, shift):
+    """The loop of its pipeline: two branches a step, a scheduler for each stream; the first frame is given."""
+    from diffusers import UniPCMultistepScheduler
+
+    theirs, ours, _ = pair
+    case = {"frames": 3, "height": 3, "width": 4, "sounds": 5, "actions": 4}
+    streams, other, scale = state(11, ours, **case), [7, 8, 9], 3.0
+    options = {"use_karras_sigmas": True, "sigma_max": 200.0, "sigma_min": 0.147} if grid == "karras" else {}
+    options |= {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": shift}
+    walks = {name: UniPCMultistepScheduler(**options) for name in streams}
+    for walk in walks.values():
+        even = {"sigmas": np.linspace(0.999, 0, steps + 1)[:-1]} if grid == "native" else {"num_inference_steps": steps}
+        walk.set_timesteps(**even)
+    x = {name: value[0] for name, value in streams.items()}
+    for t in walks["video"].timesteps:
+        rest = {name: value for name, value in x.items() if name != "video"}
+        ask = {"fps": 12.0, "domain": 2, "clean_video": (0,), **rest}
+        v_c, v_u = (peer.velocity(theirs, ids, x["video"], float(t) / 1000, **ask) for ids in (IDS, other))
+        guided_v = {name: v_u[name] + scale * (v_c[name] - v_u[name]) for name in x}
+        x = {name: walks[name].step(guided_v[name][None], t, x[name][None]).prev_sample[0] for name in x}
+
+    scene = Scene(torch.tensor([12.0]), {"video": given(3, (0,))}, torch.tensor([2]))
+    caches = [read(ours, ids) for ids in (IDS, other)]
+    branches = [lambda x, t, cache=cache: ours.velocity(x, t, cache, scene) for cache in caches]
+    velocity = guided(branches[0], lambda x, t: tuple(branch(x, t) for branch in branches), Guidance(scale))
+    found = integrate(velocity, streams, GRIDS[grid](steps, shift), "unipc")
+    for name, expected in x.items():
+        assert float((found[name][0] - expected).norm() / expected.norm()) < 1e-4, name
+    assert torch.allclose(found["video"][:, :, 0], streams["video"][:, :, 0], atol=1e-5), "what is given stays"
 
 
 @torch.no_grad()

@@ -134,7 +134,8 @@ def integrate(
 
     def ask(state: dict[str, Tensor], time: float) -> dict[str, Tensor]:
         first = next(iter(state.values()))
-        found = velocity(given(state), first.new_full((first.shape[0],), time))
+        exact = torch.promote_types(first.dtype, torch.float32)  # thousandths are lost in bfloat16
+        found = velocity(given(state), first.new_full((first.shape[0],), time, dtype=exact))
         return {"": found} if single else found
 
     for i, (t, s) in enumerate(itertools.pairwise(schedule.levels)):

@@ -70,23 +70,19 @@ class UniPC:
         if t == 0:
             return latest  # the limit of the formula
         h, ratios, slopes = self._history(i, i + 1)
-        weights = _Weights(h, [*ratios, 1.0])
-        if self.used == 2:
-            shares = [0.5]  # any value keeps the order; this is the published one
-        else:
-            shares = np.linalg.solve(weights.rows[:-1, :-1], weights.wanted[:-1]).tolist() if ratios else []
+        # At order 2 any share keeps the order; this is the published one.
+        shares = [0.5] if self.used == 2 else _shares(h, ratios)
         change = sum(share * slope for share, slope in zip(shares, slopes, strict=True))
-        return t / s * x - (1 - t) * weights.decay * (latest + change)
+        return t / s * x - (1 - t) * math.expm1(-h) * (latest + change)
 
     def _correct(self, i: int, found: Tensor) -> Tensor:
         """x at level ``i`` again, from where the last prediction started, now that the data it implies are known."""
         latest, s, t = self.estimates[-1], self.levels[i - 1], self.levels[i]
         h, ratios, slopes = self._history(i - 1, i)
-        weights = _Weights(h, [*ratios, 1.0])
-        shares = [0.5] if self.used == 1 else np.linalg.solve(weights.rows, weights.wanted).tolist()
+        shares = [0.5] if self.used == 1 else _shares(h, [*ratios, 1.0])
         slopes = [*slopes, found - latest]
         change = sum(share * slope for share, slope in zip(shares, slopes, strict=True))
-        return t / s * self.before - (1 - t) * weights.decay * (latest + change)
+        return t / s * self.before - (1 - t) * math.expm1(-h) * (latest + change)
 
     def _history(self, start: int, end: int) -> tuple[float, list[float], list[Tensor]]:
         """Step in half log signal-to-noise; earlier levels in steps, and the estimates' slopes towards them."""
@@ -97,18 +93,16 @@ class UniPC:
         return h, ratios, slopes
 
 
-class _Weights:
-    """The linear system of one step: ``rows @ shares = wanted``; ``decay`` is e^-h - 1."""
-
-    def __init__(self, h: float, nodes: Sequence[float]) -> None:
-        self.decay = math.expm1(-h)
-        self.rows = np.array([[node**k for node in nodes] for k in range(len(nodes))])
-        wanted, phi, factorial = [], self.decay / -h - 1, 1
-        for k in range(1, len(nodes) + 1):
-            wanted.append(phi * factorial / self.decay)
-            factorial *= k + 1
-            phi = phi / -h - 1 / factorial
-        self.wanted = np.array(wanted)
+def _shares(h: float, nodes: Sequence[float]) -> list[float]:
+    """How much the slope towards each node counts in a step of ``h``; nodes are measured in steps."""
+    decay, wanted, factorial = math.expm1(-h), [], 1
+    phi = decay / -h - 1
+    for k in range(1, len(nodes) + 1):
+        wanted.append(phi * factorial / decay)
+        factorial *= k + 1
+        phi = phi / -h - 1 / factorial
+    rows = np.array([[node**k for node in nodes] for k in range(len(nodes))])
+    return np.linalg.solve(rows, np.array(wanted)).tolist() if nodes else []
 
 
 def _signal(level: float) -> float:
@@ -117,6 +111,6 @@ def _signal(level: float) -> float:
     return math.log1p(-level) - math.log(level)
 
 
-SOLVERS: dict[str, type] = {"euler": Euler, "heun": Heun, "unipc": UniPC}
+SOLVERS: dict[str, type[Solver]] = {"euler": Euler, "heun": Heun, "unipc": UniPC}
 
 __all__ = ["SOLVERS", "Euler", "Heun", "Solver", "UniPC"]

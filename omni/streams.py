@@ -97,6 +97,9 @@ class Heads(NamedTuple):
         missing = [name for name in state if getattr(self, name) is None]
         if missing:
             raise ValueError(f"this model does not denoise {', '.join(missing)}")
+        rows = {name: len(x) for name, x in state.items()}
+        if len(set(rows.values())) > 1:
+            raise ValueError(f"streams that are denoised together have as many rows each, not {rows}")
         if ACTION in state and scene.domains is None:
             raise ValueError("actions need their domains: whose they are")
         for name, clean in scene.clean.items():

@@ -9,6 +9,7 @@ import torch
 from towers import noise
 
 import omni
+from omni.checkpoint import CheckpointError
 from omni.config import ConfigError
 from omni.decoders.flow import Guidance, guided, integrate
 from omni.decoders.schedules import GRIDS
@@ -209,7 +210,7 @@ def test_a_pipelines_folder(pair, tmp_path):
     """model_index.json, and the transformer in a folder of its own."""
     theirs, ours, _ = pair
     theirs.save_pretrained(tmp_path / "transformer")
-    (tmp_path / "model_index.json").write_text('{"_class_name": "Cosmos3OmniPipeline"}')
+    write_index(tmp_path)
     again = omni.load(tmp_path, device="cpu")
     assert again.config == ours.config
     assert all(torch.equal(a, b) for a, b in zip(again.parameters(), ours.parameters(), strict=True))
@@ -220,19 +221,30 @@ def test_a_pipelines_folder(pair, tmp_path):
 
 
 def test_one_folder_is_reasoner_and_generator(tmp_path):
-    """As published: the reasoner's config.json at the root, the transformer in its folder, one tower of text."""
-    from safetensors.torch import load_file
+    """As published: the reasoner's config.json and index at the root, the transformer in its folder, one text tower."""
+    from safetensors.torch import load_file, save_file
 
-    sizes = peer.VARIANTS["nano"]
+    sizes, transformer = peer.VARIANTS["nano"], "transformer/diffusion_pytorch_model.safetensors"
     torch.manual_seed(0)
     reasoner = peer.reasoner(sizes)
     reasoner.save_pretrained(tmp_path)
     theirs = peer.build(1, **sizes)
-    text = {name: t for name, t in load_file(tmp_path / "model.safetensors").items() if name in theirs.state_dict()}
+    everything = load_file(tmp_path / "model.safetensors")
+    text = {name: tensor for name, tensor in everything.items() if name in theirs.state_dict()}
     assert len(text) > 20
     theirs.load_state_dict(theirs.state_dict() | text)
     theirs.save_pretrained(tmp_path / "transformer")
-    (tmp_path / "model_index.json").write_text('{"_class_name": "Cosmos3OmniPipeline"}')
+    write_index(tmp_path)
+    with pytest.raises(CheckpointError, match=r"stand in two files"):
+        omni.load(tmp_path, device="cpu")
+    (tmp_path / "model.safetensors").unlink()
+    (tmp_path / "vision_encoder").mkdir()
+    save_file(
+        {name: tensor for name, tensor in everything.items() if name not in text},
+        tmp_path / "vision_encoder/model.safetensors",
+    )
+    where = {name: transformer if name in text else "vision_encoder/model.safetensors" for name in everything}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
     ours = omni.load(tmp_path, device="cpu")
     ids = torch.tensor([IDS])
     with torch.no_grad():
@@ -246,9 +258,13 @@ def test_one_folder_is_reasoner_and_generator(tmp_path):
     assert omni.load(tmp_path, device="cpu").denoiser is None, "the reasoner alone"
     other = json.loads((tmp_path / "transformer/config.json").read_text()) | {"intermediate_size": 40}
     (tmp_path / "transformer/config.json").write_text(json.dumps(other))
-    (tmp_path / "model_index.json").write_text('{"_class_name": "Cosmos3OmniPipeline"}')
+    write_index(tmp_path)
     with pytest.raises(ConfigError, match="different towers of text"):
         omni.load(tmp_path, device="cpu")
+
+
+def write_index(folder) -> None:
+    (folder / "model_index.json").write_text('{"_class_name": "Cosmos3OmniPipeline"}')
 
 
 def test_names_of_the_training_framework(pair, tmp_path):
@@ -311,6 +327,8 @@ def test_bad_streams_are_named(pair):
         with pytest.raises(ValueError, match="does not denoise action"):
             ours.velocity(streams | {"action": torch.zeros(1, 4, 7)}, t, cache)
         return
+    with pytest.raises(ValueError, match=r"as many rows each, not \{'video': 1, 'action': 2\}"):
+        ours.velocity(streams | {"action": torch.zeros(2, 4, 7)}, t, cache)
     with pytest.raises(ValueError, match="need their domains"):
         ours.velocity(streams | {"action": torch.zeros(1, 4, 7)}, t, cache)
     with pytest.raises(ValueError, match=r"domains are \[9\]; one from 0 to 3"):

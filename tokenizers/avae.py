@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from omni.tokenizers.latent import open_autoencoder
+
 PIECE = 250  # latents that are decoded at once, 10 seconds
 REACH = 3 * (1 + 3 + 9)  # samples to either side that a stage's dilated convolutions see
 ENDS = 3  # of the first and the last convolution
@@ -34,11 +36,9 @@ class SoundCodec:
         cls, folder: Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
     ) -> "SoundCodec":
         """The ``sound_tokenizer`` folder of a published checkpoint."""
-        from diffusers.models.autoencoders.autoencoder_cosmos3_audio import Cosmos3AVAEAudioTokenizer as Theirs
+        from diffusers.models.autoencoders.autoencoder_cosmos3_audio import Cosmos3AVAEAudioTokenizer
 
-        if not (Path(folder) / "config.json").exists():
-            raise ValueError(f"{folder} holds no autoencoder: its config.json is missing")
-        return cls(Theirs.from_pretrained(folder, torch_dtype=dtype or torch.float32, local_files_only=True).to(device))
+        return cls(open_autoencoder(Cosmos3AVAEAudioTokenizer, folder, device, dtype))
 
     @property
     def latents_a_second(self) -> float:

@@ -1,5 +1,8 @@
 """Codecs between pixels and the latents that a denoiser refines."""
 
+from pathlib import Path
+from typing import Any
+
 import torch
 from einops import rearrange
 from torch import Tensor, nn
@@ -65,3 +68,10 @@ class PatchCodec(nn.Module):
         """(b, 3, H, W) in [0, 1] -> (b, h, w, 3 factor^2) in [-1, 1]"""
         f = self.factor
         return rearrange((pixels * 2 - 1).to(self.mean.dtype), "b c (h y) (w x) -> b h w (y x c)", y=f, x=f)
+
+
+def open_autoencoder(kind: type, folder: Path, device: torch.device | str, dtype: torch.dtype | None) -> Any:
+    """One of diffusers' autoencoders from its folder of a published checkpoint; float32 unless ``dtype`` is given."""
+    if not (Path(folder) / "config.json").exists():
+        raise ValueError(f"{folder} holds no autoencoder: its config.json is missing")
+    return kind.from_pretrained(folder, torch_dtype=dtype or torch.float32, local_files_only=True).to(device)

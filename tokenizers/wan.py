@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from omni.tokenizers.latent import open_autoencoder
+
 FRAMES = 4  # of a video behind one latent, but for the first
 
 
@@ -51,10 +53,7 @@ class WanCodec:
         """The ``vae`` folder of a published checkpoint."""
         from diffusers import AutoencoderKLWan
 
-        if not (Path(folder) / "config.json").exists():
-            raise ValueError(f"{folder} holds no autoencoder: its config.json is missing")
-        vae = AutoencoderKLWan.from_pretrained(folder, torch_dtype=dtype or torch.float32, local_files_only=True)
-        return cls(vae.to(device))
+        return cls(open_autoencoder(AutoencoderKLWan, folder, device, dtype))
 
     @staticmethod
     def latent_frames(frames: int) -> int:

@@ -190,7 +190,12 @@ def find_parts(folder: Path, family: Family) -> dict[str, Entry]:
     there = {place: prefix for place, prefix in places.items() if any(place.glob("*.safetensors*"))}
     entries: dict[str, Entry] = {}
     for place, prefix in (there or {folder: ""}).items():
-        entries.update({prefix + name: entry for name, entry in find_tensors(place).items()})
+        found = {prefix + name: entry for name, entry in find_tensors(place).items()}
+        # An index at the root may list the tensors of a component's own files.
+        twice = sorted(n for n in entries.keys() & found.keys() if not entries[n].file.samefile(found[n].file))
+        if twice:
+            raise CheckpointError(f"{folder}: {', '.join(twice[:3])} stand in two files, of two components")
+        entries.update(found)
     return entries
 
 

@@ -18,6 +18,7 @@ import typing
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from omni.config_action import ActionConfig, Embodiment, Normalizer
 from omni.config_checks import (
     MAX_EXPERTS,
     MAX_LAYERS,
@@ -26,7 +27,8 @@ from omni.config_checks import (
     check_sizes,
     require,
 )
-from omni.config_latents import ActionConfig, CodecConfig, LatentConfig, SoundLatentConfig
+from omni.config_generation import GenerationConfig, WalkConfig
+from omni.config_latents import CodecConfig, LatentConfig, SoundLatentConfig
 from omni.config_media import MediaConfig, SoundConfig, VisionConfig
 
 LETTERS = {"M": "mamba", "*": "attention", "-": "mlp", "E": "moe"}
@@ -244,6 +246,7 @@ class OmniConfig:
     latent: LatentConfig | None = None
     sound_latent: SoundLatentConfig | None = None
     action: ActionConfig | None = None
+    generation: GenerationConfig = field(default_factory=GenerationConfig)
     max_positions: int = 131_072
     special_tokens: dict[str, int | list[int]] = field(default_factory=dict)  # bos, eos, pad, image, mask ...
     sampling: dict[str, float] = field(default_factory=dict)  # defaults of the checkpoint: temperature, top_p ...
@@ -287,24 +290,10 @@ def to_dict(config: Any) -> dict[str, Any]:
     return clean(plain)
 
 
-_NESTED = {
-    "context": TowerConfig,
-    "denoiser": TowerConfig,
-    "mtp": MTPConfig,
-    "vision": VisionConfig,
-    "sound": SoundConfig,
-    "media": MediaConfig,
-    "latent": LatentConfig,
-    "sound_latent": SoundLatentConfig,
-    "action": ActionConfig,
-    "codec": CodecConfig,
-    "mamba": MambaConfig,
-    "attention": AttentionConfig,
-    "mlp": MLPConfig,
-    "moe": MoEConfig,
-    "time": TimeConfig,
-    "rotary": RotaryConfig,
-}
+def _part(hint: Any) -> type | None:
+    """The configuration that a field holds, if it holds one (or None)."""
+    options = (hint, *typing.get_args(hint)) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    return next((option for option in options if dataclasses.is_dataclass(option)), None)
 
 
 def _fits(hint: Any, value: Any) -> bool:
@@ -339,8 +328,11 @@ def from_dict(cls: type, plain: dict[str, Any]) -> Any:
     hints = typing.get_type_hints(cls)
     values = {}
     for name, value in plain.items():
-        if name in _NESTED and isinstance(value, dict):
-            value = from_dict(_NESTED[name], value)
+        part, item = _part(hints[name]), _part((*typing.get_args(hints[name]), None)[0])
+        if part is not None and isinstance(value, dict):
+            value = from_dict(part, value)
+        elif item is not None and isinstance(value, list) and all(isinstance(v, dict) for v in value):
+            value = tuple(from_dict(item, v) for v in value)
         elif isinstance(value, list) and name not in ("special_tokens",):
             value = _tuple(value)
         require(_fits(hints[name], value), f"{cls.__name__}.{name} is {value!r}; it must be {hints[name]}")
@@ -353,21 +345,26 @@ def from_dict(cls: type, plain: dict[str, Any]) -> Any:
 
 __all__ = [
     "LETTERS",
+    "ActionConfig",
     "AttentionConfig",
     "CodecConfig",
     "ConfigError",
+    "Embodiment",
+    "GenerationConfig",
     "LatentConfig",
     "MLPConfig",
     "MTPConfig",
     "MambaConfig",
     "MediaConfig",
     "MoEConfig",
+    "Normalizer",
     "OmniConfig",
     "RotaryConfig",
     "SoundConfig",
     "TimeConfig",
     "TowerConfig",
     "VisionConfig",
+    "WalkConfig",
     "from_dict",
     "replace",
     "to_dict",

@@ -1,8 +1,11 @@
-"""What a denoiser tower refines: latents of pictures, videos and sound, and actions; ``omni.config`` has these too."""
+"""What a denoiser tower refines: latents of pictures, videos and sound; ``omni.config`` has these too."""
 
 from dataclasses import dataclass
 
 from omni.config_checks import MAX_SIDE, MAX_WIDTH, check_sizes, require, require_known
+
+MAX_WINDOW = 1 << 12  # samples of sound behind one column of a log-mel picture
+MAX_PATCH = 1 << 10  # numbers of a patch of it, whose covariance is taken
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +37,8 @@ class LatentConfig:
     max_grid: int = 0  # side of the learned table of positions, in tokens; 0: none, as Cosmos 3
     norm: bool = True  # of the head's own, behind the tower's; Cosmos 3 has none
     frames: int = 1  # of a video behind one latent; the first latent stands for one
+    patch_frames: int = 1  # latent frames of a video behind one frame of tokens, but for the first
+    clock: int = 0  # frequencies of a learned code of each token's moment, 0 at the first; 0: none, as Cosmos 3
     positions_a_second: float = 6.0  # of a video's time axis: base_fps / frames (Cosmos 3)
 
     def __post_init__(self) -> None:
@@ -47,6 +52,8 @@ class LatentConfig:
                 1 <= value <= MAX_WIDTH,
                 f"LatentConfig.{name} is {value}; it must lie between 1 and {MAX_WIDTH}",
             )
+        require(1 <= self.patch_frames <= 64, f"LatentConfig.patch_frames is {self.patch_frames}; it must be 1 to 64")
+        require(0 <= self.clock <= 64, f"LatentConfig.clock is {self.clock}; it must lie between 0 and 64")
         require_known(self, prediction=("velocity", "sample"))
         _check_pace(self)
 
@@ -61,32 +68,60 @@ class LatentConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MelConfig:
+    """A codec between mono sound and latents: principal components of log-mel patches."""
+
+    channels: int = 32
+    rate: int = 16_000  # samples a second
+    hop: int = 640  # samples behind one latent
+    columns: int = 4  # of the log-mel picture behind one latent
+    bands: int = 64
+    window: int = 512  # samples of one column
+
+    def __post_init__(self) -> None:
+        check_sizes(self)
+        require(
+            self.hop % self.columns == 0 and self.step <= self.window // 2,
+            f"MelConfig.hop is {self.hop}; it must be a multiple of {self.columns} columns, and these at most half of "
+            f"a window of {self.window} apart",
+        )
+        require(
+            self.window % 4 == 0 and self.window <= MAX_WINDOW,
+            f"MelConfig.window is {self.window}; it must be a multiple of 4 and at most {MAX_WINDOW}",
+        )
+        size = self.columns * self.bands
+        require(
+            self.channels <= size <= MAX_PATCH,
+            f"MelConfig.channels is {self.channels}; a patch holds {self.columns} x {self.bands} = {size}, which "
+            f"must be at least as many and at most {MAX_PATCH}",
+        )
+
+    @property
+    def step(self) -> int:
+        """Samples between two columns."""
+        return self.hop // self.columns
+
+
+@dataclass(frozen=True, kw_only=True)
 class SoundLatentConfig:
     """Latents of sound, one token each."""
 
     channels: int = 64
     rate: float = 25.0  # latents a second
     positions_a_second: float = 24.0  # four times those of a video: so the published weights were trained
+    codec: MelConfig | None = None  # None: a codec of its own is loaded beside
 
     def __post_init__(self) -> None:
         check_sizes(self)
         require(0 < self.rate <= 1e6, f"SoundLatentConfig.rate is {self.rate}; it must be positive and at most 1e6")
+        made = self.codec and (self.codec.channels, self.codec.rate / self.codec.hop)
+        require(
+            made in (None, (self.channels, self.rate)),
+            f"SoundLatentConfig.channels and .rate are {(self.channels, self.rate)}; those of its codec are {made}",
+        )
         _check_pace(self)
 
 
-@dataclass(frozen=True, kw_only=True)
-class ActionConfig:
-    """Actions of robots, one token each; every domain (embodiment) has projections of its own."""
-
-    width: int = 64  # numbers of an action; shorter ones are filled up with zeros
-    n_domains: int = 32
-    positions_a_second: float = 6.0
-
-    def __post_init__(self) -> None:
-        check_sizes(self)
-        _check_pace(self)
-
-
-def _check_pace(config: LatentConfig | SoundLatentConfig | ActionConfig) -> None:
+def _check_pace(config: LatentConfig | SoundLatentConfig) -> None:
     name, pace = type(config).__name__, config.positions_a_second
     require(0 < pace <= 1e6, f"{name}.positions_a_second is {pace}; it must be positive and at most 1e6")

@@ -34,7 +34,12 @@ DTYPES = {
     "float64": torch.float64,
 }
 TOKENIZERS = ("tokenizer.json", "omni_tokenizer.json")
-PROCESSORS = ("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json")
+PROCESSORS = (
+    "preprocessor_config.json",
+    "video_preprocessor_config.json",
+    "processor_config.json",
+    "action_statistics.json",
+)
 SPECIAL = {"bos_token_id": "bos", "eos_token_id": "eos", "pad_token_id": "pad"}
 SAMPLING = ("temperature", "top_p", "top_k")
 
@@ -105,14 +110,23 @@ def read_folder(folder: Path) -> tuple[Family, OmniConfig]:
     return family, _with_defaults(config, read_json(generation)) if generation.exists() else config
 
 
+INDICES = ("model_index.json", "modular_model_index.json")
+"""What the folder of a diffusers pipeline says of itself and of its components."""
+
+
 def _read_plain(folder: Path) -> dict[str, Any]:
-    """config.json, or else model_index.json; beside the latter, the components' own configurations under ``parts``."""
-    main, index = folder / "config.json", folder / "model_index.json"
-    plain = read_json(main if main.exists() or not index.exists() else index)
-    if not index.exists():
+    """config.json, or else the index of a pipeline; of a pipeline also the components' own files under ``parts``.
+
+    The indices themselves stand there under their names without ".json".
+    """
+    main = folder / "config.json"
+    indices = {name: read_json(folder / name) for name in INDICES if (folder / name).exists()}
+    plain = read_json(main) if main.exists() or not indices else next(iter(indices.values()))
+    if not indices:
         return plain
-    configs = sorted(folder.glob("*/config.json"))
-    return {**plain, "parts": {path.parent.name: read_json(path) for path in configs}}
+    files = [*sorted(folder.glob("*/config.json")), *sorted(folder.glob("*/scheduler_config.json"))]
+    parts = {path.parent.name: read_json(path) for path in files}
+    return {**plain, "parts": parts | {name.removesuffix(".json"): index for name, index in indices.items()}}
 
 
 def _with_defaults(config: OmniConfig, generation: dict[str, Any]) -> OmniConfig:
@@ -157,7 +171,7 @@ def load_folder(folder: Path, device: torch.device | str = "cpu", dtype: torch.d
     with torch.device("meta"):
         model = Omni(config)
     load_weights(model, entries, family.rules(config), device=device, dtype=dtype, where=str(folder))
-    model.tokenizer = _tokenizer(folder)
+    model.tokenizer, model.folder = _tokenizer(folder), folder
     model.config = _with_placeholders(config, model.tokenizer)
     return model.eval()
 
@@ -227,11 +241,12 @@ def compute_dtype(folder: Path) -> torch.dtype | None:
 
 
 def _tokenizer(folder: Path) -> Any:
-    if not any((folder / name).exists() for name in TOKENIZERS):
+    places = [p for p in (folder, folder / "text_tokenizer") if any((p / name).exists() for name in TOKENIZERS)]
+    if not places:
         return None
     from omni.tokenizers.text import load_tokenizer
 
-    return load_tokenizer(folder)
+    return load_tokenizer(places[0])
 
 
 def save(

@@ -90,15 +90,15 @@ def to_config(plain: dict[str, Any]) -> OmniConfig:
     vision.finish({}, _INERT)
     parts = _part(read, "parts", {})
     read.finish({}, _INERT)
-    return _with_generator(config, parts["transformer"]) if "transformer" in parts else config
+    return _with_generator(config, parts) if "transformer" in parts else config
 
 
-def _with_generator(config: OmniConfig, plain: dict[str, Any]) -> OmniConfig:
+def _with_generator(config: OmniConfig, parts: dict[str, Any]) -> OmniConfig:
     """The reasoner is the generator's context tower."""
-    whole = cosmos3_generator.to_config(plain)
+    whole = cosmos3_generator.generator_of(parts)
     if (whole.context, whole.vocab_size) != (config.context, config.vocab_size):
         raise ConfigError("config.json and transformer/config.json describe different towers of text")
-    added = ("denoiser", "latent", "sound_latent", "action")
+    added = ("denoiser", "latent", "sound_latent", "action", "generation")
     return replace(config, **{name: getattr(whole, name) for name in added})
 
 

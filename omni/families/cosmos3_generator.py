@@ -23,7 +23,9 @@ from omni.config import (
     TowerConfig,
     replace,
 )
+from omni.families import cosmos3_actions
 from omni.families.base import Family
+from omni.families.cosmos3_generation import generation_of
 from omni.families.cosmos3_names import generator_rules, text_rules, words
 from omni.families.reader import Reader
 from omni.rules import Alias, Rename, Rule
@@ -42,7 +44,8 @@ _INERT = words("_class_name _diffusers_version _name_or_path dtype torch_dtype b
 
 def matches(plain: dict[str, Any]) -> bool:
     """A pipeline's model_index.json with its components' configurations, or a transformer's config.json."""
-    return plain.get("_class_name") in ("Cosmos3OmniTransformer", "Cosmos3OmniPipeline")
+    names = ("Cosmos3OmniTransformer", "Cosmos3OmniPipeline", "Cosmos3OmniModularPipeline")
+    return plain.get("_class_name") in names
 
 
 def to_config(plain: dict[str, Any]) -> OmniConfig:
@@ -50,10 +53,10 @@ def to_config(plain: dict[str, Any]) -> OmniConfig:
     if "parts" in plain:
         if "transformer" not in plain["parts"]:
             raise ConfigError("model_index.json names a Cosmos 3 pipeline; its folder transformer/ is missing")
-        plain = plain["parts"]["transformer"]
+        return generator_of(plain["parts"])
     read = Reader(plain)
     context, denoiser = _towers(read)
-    base = read.number("base_fps", default=24.0)
+    base, edge = read.number("base_fps", default=24.0), context.mlp.activation == "relu2"
     if not read.flag("enable_fps_modulation", default=True):
         raise ConfigError("config.json: enable_fps_modulation is false; supported: true")
     config = OmniConfig(
@@ -63,10 +66,17 @@ def to_config(plain: dict[str, Any]) -> OmniConfig:
         latent=_latent(read, base),
         sound_latent=_sound(read, base),
         action=_action(read, base),
-        max_positions=131_072 if context.mlp.activation == "relu2" else 262_144,
+        generation=generation_of({}, edge),
+        max_positions=131_072 if edge else 262_144,
     )
     read.finish(_FIXED, _INERT)
     return config
+
+
+def generator_of(parts: dict[str, Any]) -> OmniConfig:
+    """Of a pipeline's folder: the transformer's configuration, with how it is meant to be run."""
+    config = to_config(parts["transformer"])
+    return replace(config, generation=generation_of(parts, edge=config.context.mlp.activation == "relu2"))
 
 
 def _towers(read: Reader) -> tuple[TowerConfig, TowerConfig]:
@@ -177,7 +187,8 @@ def from_config(config: OmniConfig) -> dict[str, Any]:
     }
     back = to_config(plain)
     parts = ("context", "denoiser", "latent", "sound_latent", "action", "vision", "sound", "mtp", "tie_embeddings")
-    lost = [name for name in parts if getattr(config, name) != getattr(back, name)]
+    wanted = replace(config, action=cosmos3_actions.without(config.action))  # the rest: action_statistics.json
+    lost = [name for name in parts if getattr(wanted, name) != getattr(back, name)]
     if lost:
         raise ConfigError(f"the layout of Cosmos 3's generators cannot express this model's {', '.join(lost)}")
     return plain
@@ -204,6 +215,8 @@ FAMILY = Family(
     to_config=to_config,
     from_config=from_config,
     rules=rules,
+    read_media=cosmos3_actions.read_media,
+    write_media=cosmos3_actions.write_media,
     parts={"": "", "transformer": ""},
     stem="diffusion_pytorch_model",
 )

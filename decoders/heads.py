@@ -12,15 +12,35 @@ MIN_TIME = 0.05
 """Velocity from a predicted sample divides by the time; below this the division would only amplify errors."""
 
 Grid = tuple[int, int, int]
-"""Latent frames, and rows and columns of tokens of each."""
+"""Frames of tokens, and rows and columns of each."""
+
+
+class Clock(nn.Module):
+    """What time it is: moments (b, n), in rotary positions behind the first, -> (b, n, d); zero at the first.
+
+    Rotary positions only say how long after another a token stands; here each knows its own moment. Begins at nothing.
+    """
+
+    def __init__(self, d_model: int, n_frequencies: int) -> None:
+        super().__init__()
+        self.n_frequencies = n_frequencies
+        self.weight = nn.Parameter(torch.zeros(2 * n_frequencies, d_model))
+
+    def forward(self, moments: Tensor) -> Tensor:
+        halved = 2.0 ** -torch.arange(self.n_frequencies, device=moments.device)  # radians a position: 1, 1/2, 1/4 ...
+        angles = moments.float()[..., None] * halved
+        return torch.cat([angles.sin(), 1 - angles.cos()], dim=-1).to(self.weight.dtype) @ self.weight
 
 
 class LatentHead(nn.Module):
     """Patches of noisy latents to tokens, and tokens back to velocities.
 
-    latents of pictures (b, c, H, W) or videos (b, c, T, H, W) <-> tokens (b, T h w, d), frame by frame, row by row;
+    latents of pictures (b, c, H, W) or videos (b, c, T, H, W) <-> tokens (b, t h w, d), frame by frame, row by row;
     patch rows are (y, x, channel) with the channel fastest (Cosmos 3). Sides that do not divide into patches are filled
     up with zeros, which the velocity leaves out.
+
+    t is T, or with ``patch_frames`` f: the first latent frame is one of tokens, read and written as a picture is, and
+    each further f of them together are one, with projections of their own: T = 1 + f (t - 1).
 
     With ``max_grid`` a learned table tells each token where in the picture it is: rotary positions only say how far it
     is from others, and a small model hardly finds out from them which half is the left one. Pictures of other sizes
@@ -34,6 +54,20 @@ class LatentHead(nn.Module):
         self.norm = RMSNorm(d_model, 1e-6) if config.norm else nn.Identity()
         self.proj_out = nn.Linear(d_model, config.token_dim)
         self.positions = nn.Parameter(torch.zeros(config.max_grid**2, d_model)) if config.max_grid else None
+        several = config.token_dim * config.patch_frames
+        self.next_in = nn.Linear(several, d_model) if config.patch_frames > 1 else None
+        self.next_out = nn.Linear(d_model, several) if config.patch_frames > 1 else None
+        self.clock = Clock(d_model, config.clock) if config.clock else None
+
+    @torch.no_grad()
+    def spread(self) -> None:
+        """Begin the later frames of tokens as pictures that show the mean of theirs: from the first frame's weights."""
+        f = self.config.patch_frames
+        if self.next_in is not None:
+            self.next_in.weight.copy_(self.proj_in.weight.repeat(1, f) / f)
+            self.next_in.bias.copy_(self.proj_in.bias)
+            self.next_out.weight.copy_(self.proj_out.weight.repeat(f, 1))
+            self.next_out.bias.copy_(self.proj_out.bias.repeat(f))
 
     def read(self, latents: Tensor) -> Tensor:
         """-> (b, n, d)"""
@@ -41,7 +75,13 @@ class LatentHead(nn.Module):
         p, (height, width) = self.config.patch_size, latents.shape[-2:]
         video = latents if latents.dim() == 5 else latents[:, :, None]
         video = F.pad(video, (0, w * p - width, 0, h * p - height))
-        tokens = self.proj_in(rearrange(video, "b c t (h y) (w x) -> b (t h w) (y x c)", h=h, w=w))
+        patches = rearrange(video, "b c t (h y) (w x) -> b (t h w) (y x c)", h=h, w=w)
+        if self.next_in is None or frames == 1:
+            tokens = self.proj_in(patches)
+        else:
+            first, rest = patches[:, : h * w], patches[:, h * w :]
+            rest = rearrange(rest, "b (t f n) c -> b (t n) (f c)", f=self.config.patch_frames, n=h * w)
+            tokens = torch.cat([self.proj_in(first), self.next_in(rest)], dim=1)
         return tokens if self.positions is None else tokens + self._places(h, w).repeat(frames, 1)
 
     def _places(self, h: int, w: int) -> Tensor:
@@ -56,22 +96,32 @@ class LatentHead(nn.Module):
     def write(self, tokens: Tensor, latents: Tensor, t: Tensor) -> Tensor:
         """Hidden (b, n, d) of noisy ``latents`` at time t (b,) -> velocity, of the latents' shape: noise minus data."""
         (frames, h, w), p, (height, width) = self.grid(latents), self.config.patch_size, latents.shape[-2:]
-        out = self.proj_out(self.norm(tokens))
-        out = rearrange(out, "b (t h w) (y x c) -> b c t (h y) (w x)", t=frames, h=h, w=w, y=p, x=p)
+        tokens = self.norm(tokens)
+        if self.next_out is None or frames == 1:
+            out = self.proj_out(tokens)
+        else:
+            rest = self.next_out(tokens[:, h * w :])
+            rest = rearrange(rest, "b (t n) (f c) -> b (t f n) c", f=self.config.patch_frames, n=h * w)
+            out = torch.cat([self.proj_out(tokens[:, : h * w]), rest], dim=1)
+        out = rearrange(out, "b (t h w) (y x c) -> b c t (h y) (w x)", h=h, w=w, y=p, x=p)
         out = out[..., :height, :width].reshape(latents.shape)
         if self.config.prediction == "velocity":
             return out
         return (latents - out) / t.clamp(min=MIN_TIME).view(-1, *[1] * (latents.dim() - 1)).to(out.dtype)
 
     def grid(self, latents: Tensor) -> Grid:
-        """How many tokens the latents become. ValueError where they are none."""
+        """How many tokens the latents become. ValueError where they are none, or frames are left over."""
         p, channels, shape = self.config.patch_size, self.config.channels, tuple(latents.shape)
         if len(shape) not in (4, 5) or shape[1] != channels:
             raise ValueError(f"latents are (b, {channels}, [frames,] height, width) here, not {shape}")
         if not all(shape[2:]):
             raise ValueError(f"latents of {shape} are empty")
-        frames = shape[2] if len(shape) == 5 else 1
-        return frames, -(-shape[-2] // p), -(-shape[-1] // p)
+        frames, f = shape[2] if len(shape) == 5 else 1, self.config.patch_frames
+        if (frames - 1) % f:
+            raise ValueError(
+                f"a video has {frames} latent frames; there must be 1 + {f} k, the first and groups of {f}"
+            )
+        return 1 + (frames - 1) // f, -(-shape[-2] // p), -(-shape[-1] // p)
 
 
 class SoundHead(nn.Module):

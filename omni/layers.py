@@ -101,7 +101,7 @@ def rotate_back(x: Tensor, rotary: tuple[Tensor, Tensor] | None) -> Tensor:
 
 
 class Modulation(NamedTuple):
-    """What adaLN does to one layer; each (b, 1, d)."""
+    """What adaLN does to one layer; each (b, 1, d), or (b, n, d) where some tokens carry no noise."""
 
     shift: Tensor
     scale: Tensor
@@ -146,7 +146,7 @@ class InputTime(nn.Module):
 
 
 class AdaLNTime(nn.Module):
-    """TwoTower's adaLN-single: one shared projection, one table (3, d) a layer.
+    """TwoTower's adaLN-single: one shared projection, one table (3, d) a layer. Clean tokens are at time 0.
 
     Starts as the identity (gate 1, shift and scale 0), so that a denoiser copied from a language model begins as it.
     """
@@ -163,9 +163,15 @@ class AdaLNTime(nn.Module):
                 self.project.bias.zero_()
 
     def forward(self, x: Tensor, t: Tensor, noisy: Tensor | None) -> tuple[Tensor, list[Modulation]]:
-        shared = rearrange(self.project(F.silu(self.embedder(t))), "b (r d) -> r b 1 d", r=3)
+        shared = self._shared(t)
+        if noisy is not None:
+            shared = torch.where(noisy[..., None], shared, self._shared(torch.zeros_like(t)))
         layers = [shared + table[:, None, None] for table in self.tables]
         return x, [Modulation(*layer.to(x.dtype)) for layer in layers]
+
+    def _shared(self, t: Tensor) -> Tensor:
+        """(3, b, 1, d)"""
+        return rearrange(self.project(F.silu(self.embedder(t))), "b (r d) -> r b 1 d", r=3)
 
 
 def build_time(d: int, n_layers: int, config: TimeConfig | None) -> nn.Module:

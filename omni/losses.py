@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 IGNORED = -100
+PLACE_BETA = 0.02  # of the picture's side: smaller distances of places count squared
 
 
 def next_token(logits: Tensor, labels: Tensor) -> Tensor:
@@ -18,9 +19,25 @@ def next_token(logits: Tensor, labels: Tensor) -> Tensor:
     return summed / (targets != IGNORED).sum().clamp(min=1)
 
 
-def flow(velocity: Tensor, data: Tensor, noise: Tensor) -> Tensor:
-    """Mean squared error of a velocity against ``noise - data``, over all elements (Cosmos 3, section 4.1)."""
-    return F.mse_loss(velocity.float(), (noise - data).float())
+def flow(velocity: Tensor, data: Tensor, noise: Tensor, noisy: Tensor | None = None) -> Tensor:
+    """Mean squared error of a velocity against ``noise - data`` (Cosmos 3, section 4.1).
+
+    Over all elements, or over those that are ``noisy`` (of a shape that broadcasts to theirs); zero where none is.
+    """
+    if noisy is None:
+        return F.mse_loss(velocity.float(), (noise - data).float())
+    noisy = noisy.expand_as(velocity).float()
+    return ((velocity.float() - (noise - data).float()).square() * noisy).sum() / noisy.sum().clamp(min=1)
+
+
+def places(found: Tensor, tracks: Tensor) -> Tensor:
+    """Mean distance along an axis of places (..., 2) from those of ``tracks``, of which NaN do not count.
+
+    Squared below a fiftieth of the picture. Zero where no place is known.
+    """
+    known = tracks.isfinite()
+    each = F.smooth_l1_loss(found.float(), tracks.float().nan_to_num(), beta=PLACE_BETA, reduction="none")
+    return (each * known).sum() / known.sum().clamp(min=1)
 
 
 def balanced(logits: Tensor, targets: Tensor) -> Tensor:

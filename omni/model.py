@@ -12,6 +12,7 @@ The context is read once; every denoising step, guidance branch and further turn
 
 from collections.abc import Iterator, Sequence
 from itertools import groupby
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -31,8 +32,9 @@ from omni.inputs import Inputs, Piece, media_positions, media_runs, pieces_of
 from omni.kernels.linear import project
 from omni.layers import wide
 from omni.mtp import MTP
-from omni.streams import Heads, Packed, Scene
+from omni.streams import Heads, Scene
 from omni.tokenizers.latent import PatchCodec
+from omni.tokenizers.mel_codec import MelCodec
 from omni.tower import Tower
 
 CLIPS_AT_ONCE = 8  # clips of sound that are encoded together
@@ -44,7 +46,8 @@ class Omni(nn.Module):
     def __init__(self, config: OmniConfig) -> None:
         super().__init__()
         self.config = config
-        self.tokenizer: Any = None  # set by whoever loads the model
+        self.tokenizer: Any = None  # set by whoever loads the model, as is the folder it came from
+        self.folder: Path | None = None
         d = config.context.d_model
         self.embed = nn.Embedding(config.vocab_size, d)
         self.context = Tower(config.context)
@@ -59,6 +62,8 @@ class Omni(nn.Module):
         self.sound_latents = SoundHead(config.denoiser.d_model, config.sound_latent) if config.sound_latent else None
         self.actions = ActionHead(config.denoiser.d_model, config.action) if config.action else None
         self.codec = PatchCodec(config.latent.codec) if config.latent and config.latent.codec else None
+        sounds = config.sound_latent.codec if config.sound_latent else None
+        self.sound_codec = MelCodec(sounds) if sounds else None
         if not self.embed.weight.is_meta:
             nn.init.normal_(self.embed.weight, std=0.02)
 
@@ -277,22 +282,23 @@ class Omni(nn.Module):
         are denoised together (:mod:`omni.streams`) -> a dict of their shapes. ``scene`` says what is given, how fast
         time passes, and whose actions they are.
         """
-        scene, streams = scene or Scene(), self._streams(state)
-        packed, hidden = self._denoise(streams, t, context, scene)
-        found = self._heads().unpack(hidden, packed, streams, t, scene)
+        found, _ = self.denoise(state, t, context, scene)
         return found["video"] if isinstance(state, Tensor) else found
 
-    def denoise(self, latents: Tensor, t: Tensor, context: Cache) -> Tensor:
-        """Hidden states (b, n, d) of the denoiser tower, after its final norm: what :meth:`velocity` is read from."""
-        return self._denoise(self._streams(latents), t, context, Scene())[1]
+    def denoise(
+        self, state: State, t: Tensor, context: Cache, scene: Scene | None = None
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Of each stream the :meth:`velocity`, and what it is read from: the denoiser tower's hidden states (b, n, d).
 
-    def _denoise(self, streams: dict[str, Tensor], t: Tensor, context: Cache, scene: Scene) -> tuple[Packed, Tensor]:
-        first = context.next_positions() + self.config.latent.position_offset
-        packed = self._heads().pack(streams, scene, first)
+        Pictures or a video alone are the stream "video".
+        """
+        scene, streams, heads = scene or Scene(), self._streams(state), self._heads()
+        packed = heads.pack(streams, scene, context.next_positions() + self.config.latent.position_offset)
         hidden = self.denoiser(
             packed.tokens, context=context, positions=packed.positions, causal=False, time=t, noisy=packed.noisy
         )
-        return packed, hidden
+        parts = dict(zip(packed.counts, hidden.split(list(packed.counts.values()), dim=1), strict=True))
+        return heads.unpack(parts, streams, t, scene), parts
 
     def _streams(self, state: State) -> dict[str, Tensor]:
         """In the weights' type."""

@@ -5,11 +5,13 @@
     action (b, n, a)                                   ┘
 
 Tokens follow each other in this order; all streams begin at one moment behind the prompt. Frames that are given
-(:attr:`Scene.clean`) are told no noise level and do not move. Source: ``reference`` cosmos3, sections 2.3 to 2.5.
+(:attr:`Scene.clean`) are told no noise level and do not move. Whole clips that are given beside the video
+(:attr:`Scene.controls`) stand before the streams and are not answered. Source: ``reference`` cosmos3, sections 2.3 to
+2.5 and 4.6.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
@@ -19,6 +21,7 @@ from omni.decoders.heads import ActionHead, LatentHead, SoundHead
 from omni.decoders.positions import stream_positions
 
 VIDEO, SOUND, ACTION = NAMES = ("video", "sound", "action")
+CONTROLS = "controls"  # tokens of a call that belong to no stream
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,19 @@ class Scene:
     clean: Mapping[str, Tensor] = field(default_factory=dict)  # stream -> (b, frames) True where it is given
     domains: Tensor | None = None  # (b,) whose actions they are
     action_start: int = 1  # frame that the first action leads to; 0 where a state stands before the actions
+    widths: Tensor | None = None  # (b,) numbers of an action that mean something; those behind stay as they are
+    controls: tuple[Tensor, ...] = ()  # clean latents (b, c, T, h, w) of the clips that the video follows
+    follow: bool = False  # clips and video come one after the other in time, instead of all at one moment
+
+    def twice(self) -> "Scene":
+        """For a batch whose rows follow once more."""
+
+        def double(x: Tensor | None) -> Tensor | None:
+            return None if x is None else torch.cat([x, x])
+
+        clean = {name: double(x) for name, x in self.clean.items()}
+        own = {name: double(getattr(self, name)) for name in ("fps", "domains", "widths")}
+        return replace(self, clean=clean, controls=tuple(double(x) for x in self.controls), **own)
 
 
 class Packed(NamedTuple):
@@ -37,7 +53,7 @@ class Packed(NamedTuple):
     tokens: Tensor  # (b, N, d)
     positions: Tensor  # (3, b, N)
     noisy: Tensor | None  # (b, N); None: all
-    counts: dict[str, int]  # stream -> tokens
+    counts: dict[str, int]  # stream -> tokens; before them those of the controls, where there are any
 
 
 class Heads(NamedTuple):
@@ -50,45 +66,62 @@ class Heads(NamedTuple):
     def pack(self, state: Mapping[str, Tensor], scene: Scene, first: Tensor) -> Packed:
         """``state`` by stream; its tokens begin at positions ``first`` (b,) of the time axis."""
         self._check(state, scene)
-        parts, noisy, counts = [], [], {}
+        parts, start = self._controls(state[VIDEO], scene, first)
+        noisy = [torch.zeros(tokens.shape[:2], dtype=torch.bool, device=tokens.device) for tokens, _ in parts]
+        counts = {CONTROLS: sum(tokens.shape[1] for tokens, _ in parts)} if parts else {}
         for name in (name for name in NAMES if name in state):
-            tokens, positions, frames = getattr(self, f"_{name}")(state[name], scene, first)
+            tokens, positions, clean = getattr(self, f"_{name}")(state[name], scene, start)
             parts.append((tokens, positions))
             counts[name] = tokens.shape[1]
-            clean = scene.clean.get(name)
             if clean is None:
                 noisy.append(torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device))
             else:
-                noisy.append(~clean.to(tokens.device).repeat_interleave(tokens.shape[1] // frames, dim=1))
+                noisy.append(~clean.to(tokens.device).repeat_interleave(tokens.shape[1] // clean.shape[1], dim=1))
         tokens, positions = (torch.cat(both, dim=i + 1) for i, both in enumerate(zip(*parts, strict=True)))
-        return Packed(tokens, positions, torch.cat(noisy, dim=1) if scene.clean else None, counts)
+        if self.video.clock is not None:
+            tokens = tokens + self.video.clock(positions[0] - first[:, None])
+        given = bool(scene.clean or scene.controls)
+        return Packed(tokens, positions, torch.cat(noisy, dim=1) if given else None, counts)
 
     def unpack(
-        self, hidden: Tensor, packed: Packed, state: Mapping[str, Tensor], t: Tensor, scene: Scene
+        self, parts: Mapping[str, Tensor], state: Mapping[str, Tensor], t: Tensor, scene: Scene
     ) -> dict[str, Tensor]:
-        """Hidden (b, N, d) at time t (b,) -> velocities, each of its stream's shape; zero where a frame is given."""
-        parts = dict(zip(packed.counts, hidden.split(list(packed.counts.values()), dim=1), strict=True))
+        """Hidden (b, n, d) by stream at time t (b,) -> velocities of the streams' shapes; zero where one is given."""
         found = {VIDEO: self.video.write(parts[VIDEO], state[VIDEO], t)}
         if SOUND in state:
             found[SOUND] = self.sound.write(parts[SOUND])
         if ACTION in state:
-            found[ACTION] = self.action.write(parts[ACTION], scene.domains)
+            found[ACTION] = _narrow(self.action.write(parts[ACTION], scene.domains), scene.widths)
         return {name: _still(v, name, scene.clean.get(name)) for name, v in found.items()}
 
-    def _video(self, latents: Tensor, scene: Scene, first: Tensor) -> tuple[Tensor, Tensor, int]:
-        config, grid = self.video.config, self.video.grid(latents)
-        rate = None if scene.fps is None else scene.fps / config.frames
-        return self.video.read(latents), stream_positions(grid, first, rate, config.positions_a_second), grid[0]
+    def _controls(self, video: Tensor, scene: Scene, first: Tensor) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
+        """Tokens (b, n, d) and positions (3, b, n) of each control, and where the streams begin behind them (b,)."""
+        parts, start = [], first
+        for control in scene.controls:
+            tokens, places, _ = self._video(control.to(video), replace(scene, clean={}), start)
+            parts.append((tokens, places))
+            if scene.follow:
+                start = places.amax(dim=(0, 2)).ceil() + 1
+        return parts, start
 
-    def _sound(self, latents: Tensor, scene: Scene, first: Tensor) -> tuple[Tensor, Tensor, int]:
+    # Each stream's tokens (b, n, d), their positions (3, b, n), and which frames of tokens are given, or None.
+
+    def _video(self, latents: Tensor, scene: Scene, first: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        config, grid = self.video.config, self.video.grid(latents)
+        rate = None if scene.fps is None else scene.fps / (config.frames * config.patch_frames)
+        places = stream_positions(grid, first, rate, config.positions_a_second)
+        return self.video.read(latents), places, _grouped(scene.clean.get(VIDEO), config.patch_frames)
+
+    def _sound(self, latents: Tensor, scene: Scene, first: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         config, n = self.sound.config, latents.shape[2]
         rate = torch.full_like(first, config.rate, dtype=torch.float32)
-        return self.sound.read(latents), stream_positions((n, 1, 1), first, rate, config.positions_a_second), n
+        places = stream_positions((n, 1, 1), first, rate, config.positions_a_second)
+        return self.sound.read(latents), places, scene.clean.get(SOUND)
 
-    def _action(self, actions: Tensor, scene: Scene, first: Tensor) -> tuple[Tensor, Tensor, int]:
+    def _action(self, actions: Tensor, scene: Scene, first: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         config, n = self.action.config, actions.shape[1]
         places = stream_positions((n, 1, 1), first, scene.fps, config.positions_a_second, scene.action_start)
-        return self.action.read(actions, scene.domains), places, n
+        return self.action.read(actions, scene.domains), places, scene.clean.get(ACTION)
 
     def _check(self, state: Mapping[str, Tensor], scene: Scene) -> None:
         unknown = [name for name in (*state, *scene.clean) if name not in NAMES]
@@ -100,6 +133,12 @@ class Heads(NamedTuple):
         rows = {name: len(x) for name, x in state.items()}
         if len(set(rows.values())) > 1:
             raise ValueError(f"streams that are denoised together have as many rows each, not {rows}")
+        for control in scene.controls:
+            if control.dim() != state[VIDEO].dim() or len(control) != len(state[VIDEO]):
+                raise ValueError(
+                    f"a control is {tuple(control.shape)}; the video is {tuple(state[VIDEO].shape)}, and both have as "
+                    "many rows and axes"
+                )
         if ACTION in state and scene.domains is None:
             raise ValueError("actions need their domains: whose they are")
         for name, clean in scene.clean.items():
@@ -108,19 +147,39 @@ class Heads(NamedTuple):
                 raise ValueError(f"clean frames of {name} are {tuple(clean.shape)}; the stream has {frames} frames")
 
 
+def _grouped(clean: Tensor | None, size: int) -> Tensor | None:
+    """Given latent frames (b, T) -> given frames of tokens: the first, then ``size`` together."""
+    if clean is None or size == 1:
+        return clean
+    groups = clean[:, 1:].unflatten(1, ((clean.shape[1] - 1) // size, size))
+    whole = groups.all(dim=2)
+    if not torch.equal(whole, groups.any(dim=2)):
+        raise ValueError(f"frames behind the first are given {size} together, as they share tokens, or not at all")
+    return torch.cat([clean[:, :1], whole], dim=1)
+
+
 def _frames(x: Tensor, name: str) -> int:
     if name == VIDEO:
         return x.shape[2] if x.dim() == 5 else 1
     return x.shape[2] if name == SOUND else x.shape[1]
 
 
+def _narrow(v: Tensor, widths: Tensor | None) -> Tensor:
+    """Zero behind each row's width."""
+    if widths is None:
+        return v
+    channel = torch.arange(v.shape[2], device=v.device)
+    return v.masked_fill(channel >= widths.to(v.device)[:, None, None], 0.0)
+
+
+def spread(flags: Tensor, stream: Tensor, name: str) -> Tensor:
+    """Flags of frames (b, frames), in a shape that broadcasts to the stream called ``name``."""
+    flags = flags.to(stream.device)
+    if name == VIDEO:
+        return flags[:, None, :, None, None] if stream.dim() == 5 else flags[:, :, None, None]
+    return flags[:, None] if name == SOUND else flags[..., None]
+
+
 def _still(v: Tensor, name: str, clean: Tensor | None) -> Tensor:
     """Zero where a frame is given."""
-    if clean is None:
-        return v
-    clean = clean.to(v.device)
-    if name == VIDEO:
-        clean = clean[:, None, :, None, None] if v.dim() == 5 else clean[:, :, None, None]
-    else:
-        clean = clean[:, None] if name == SOUND else clean[..., None]
-    return v.masked_fill(clean, 0.0)
+    return v if clean is None else v.masked_fill(spread(clean, v, name), 0.0)

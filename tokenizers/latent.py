@@ -15,9 +15,20 @@ class PixelCodec:
 
     channels = 3
     factor = 1  # pixels behind one latent, along a side
+    frames = 1  # of a video behind one latent
+
+    @staticmethod
+    def latent_frames(frames: int) -> int:
+        """Latents that a video of ``frames`` becomes."""
+        return frames
+
+    @staticmethod
+    def pixel_frames(latents: int) -> int:
+        """Frames that so many latents stand for."""
+        return latents
 
     def encode(self, pixels: Tensor) -> Tensor:
-        """(b, 3, H, W) in [0, 1] -> (b, 3, H, W) in [-1, 1]"""
+        """Pictures (b, 3, H, W), or videos (b, 3, T, H, W), in [0, 1] -> the same shape in [-1, 1]"""
         return pixels * 2 - 1
 
     def decode(self, latents: Tensor) -> Tensor:
@@ -30,8 +41,12 @@ class PatchCodec(nn.Module):
 
     Linear, fitted in closed form (:meth:`fit`) and nearly lossless on pictures with few kinds of edges. Components are
     divided by the square root of their spread: half way between pixels, where the fine ones would drown in the noise of
-    flow matching, and whitening, where they would count as much as the coarse ones.
+    flow matching, and whitening, where they would count as much as the coarse ones. Videos are encoded frame by frame.
     """
+
+    frames = 1  # of a video behind one latent
+    latent_frames = staticmethod(PixelCodec.latent_frames)
+    pixel_frames = staticmethod(PixelCodec.pixel_frames)
 
     def __init__(self, config: CodecConfig) -> None:
         super().__init__()
@@ -42,12 +57,16 @@ class PatchCodec(nn.Module):
         self.register_buffer("scale", torch.ones(config.channels))
 
     def encode(self, pixels: Tensor) -> Tensor:
-        """(b, 3, H, W) in [0, 1] -> (b, channels, H / factor, W / factor)"""
+        """(b, 3, [T,] H, W) in [0, 1] -> (b, channels, [T,] H / factor, W / factor)"""
+        if pixels.dim() == 5:
+            return _unframed(self.encode(_framed(pixels)), len(pixels))
         latents = (self._patches(pixels) - self.mean) @ self.basis.T / self.scale
         return rearrange(latents, "b h w c -> b c h w")
 
     def decode(self, latents: Tensor) -> Tensor:
-        """(b, channels, h, w) -> (b, 3, h factor, w factor) in [0, 1]"""
+        """(b, channels, [T,] h, w) -> (b, 3, [T,] h factor, w factor) in [0, 1]"""
+        if latents.dim() == 5:
+            return _unframed(self.decode(_framed(latents)), len(latents))
         patches = (rearrange(latents.to(self.mean.dtype), "b c h w -> b h w c") * self.scale) @ self.basis + self.mean
         f = self.factor
         return ((rearrange(patches, "b h w (y x c) -> b c (h y) (w x)", y=f, x=f) + 1) / 2).clamp(0, 1)
@@ -68,6 +87,14 @@ class PatchCodec(nn.Module):
         """(b, 3, H, W) in [0, 1] -> (b, h, w, 3 factor^2) in [-1, 1]"""
         f = self.factor
         return rearrange((pixels * 2 - 1).to(self.mean.dtype), "b c (h y) (w x) -> b h w (y x c)", y=f, x=f)
+
+
+def _framed(videos: Tensor) -> Tensor:
+    return rearrange(videos, "b c t h w -> (b t) c h w")
+
+
+def _unframed(pictures: Tensor, b: int) -> Tensor:
+    return rearrange(pictures, "(b t) c h w -> b c t h w", b=b)
 
 
 def open_autoencoder(kind: type, folder: Path, device: torch.device | str, dtype: torch.dtype | None) -> Any:

@@ -37,6 +37,8 @@ class Tiling:
 class WanCodec:
     """Latents are (b, c, T, h, w), pixels (b, 3, frames, H, W) in [0, 1], with frames = 4 (T - 1) + 1."""
 
+    frames = FRAMES
+
     def __init__(self, vae: Any) -> None:
         """``vae``: an ``AutoencoderKLWan``."""
         self.vae = vae.eval().requires_grad_(False)
@@ -61,6 +63,11 @@ class WanCodec:
         if frames < 1 or frames % FRAMES != 1:
             raise ValueError(f"a video has {frames} frames; the codec takes 1, 5, 9, ...")
         return 1 + frames // FRAMES
+
+    @staticmethod
+    def pixel_frames(latents: int) -> int:
+        """Frames that so many latents stand for."""
+        return 1 + FRAMES * (latents - 1)
 
     # -- encoding ------------------------------------------------------------------------------------------------------
 

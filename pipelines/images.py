@@ -9,9 +9,7 @@ latents ──> codec ──> pictures
 import json
 import math
 import os
-import secrets
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,25 +17,16 @@ from typing import Any
 import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
-from rich.console import Console
-from rich.progress import Progress
 from torch import Tensor
 
-from omni.cache import Cache
-from omni.decoders.flow import Guidance, Velocity, check_walk, guided, integrate
-from omni.decoders.schedules import Schedule, plain
-from omni.inputs import Inputs, pad_rows
-from omni.model import Omni
+from omni.pipelines.generation import MAX_TOKENS, Generator, OnStep, Prompt, prompts_of, seeds_of
 from omni.pipelines.upsample import upsample as upsampled
-from omni.tokenizers.latent import PatchCodec, PixelCodec
-from omni.tokenizers.prompts import caption_ids
+from omni.pipelines.walk import Walk
+from omni.streams import VIDEO, Scene
+from omni.tokenizers.canvas import size_of
+from omni.tokenizers.captions import CaptionStyle
 
-STEPS, GUIDANCE, SHIFT, ETA = 30, 3.0, 2.0, 0.0  # where the checkpoint's own defaults say nothing
-MAX_TOKENS = 1 << 18  # latent tokens of one request, over all its pictures
 SETTINGS_KEY = "omni"  # of the PNG text chunk that holds the settings
-
-OnStep = Callable[[int, Tensor], bool | None]
-"""(step from 0, latents (b, c, H, W) as they would come out if this were the last step) -> False to stop"""
 
 
 @dataclass(frozen=True)
@@ -57,113 +46,71 @@ class Request:
 
     height: int
     width: int
-    steps: int
-    guidance: Guidance
-    shift: float
-    eta: float
-    solver: str
-    negative_prompt: str
+    walk: Walk
+    negative_prompt: Prompt
     upsample: bool
-
-    @property
-    def schedule(self) -> Schedule:
-        return plain(self.steps, self.shift)
+    style: CaptionStyle
 
     def settings(self) -> dict[str, Any]:
-        names = ("height", "width", "steps", "shift", "eta", "solver", "upsample")
-        plain = {name: getattr(self, name) for name in names}
-        plain |= {"guidance": self.guidance.scale, "interval": list(self.guidance.interval)}
+        plain = {"height": self.height, "width": self.width, "upsample": self.upsample, **self.walk.settings()}
         return plain | ({"negative_prompt": self.negative_prompt} if self.negative_prompt else {})
 
 
-class TextToImage:
+class TextToImage(Generator):
     """``TextToImage(model)("a red circle", seed=1).images[0]``"""
-
-    def __init__(self, model: Omni, codec: PixelCodec | PatchCodec | None = None) -> None:
-        if model.latents is None:
-            raise ValueError("this model draws no pictures; it has no denoiser for image latents")
-        if model.tokenizer is None:
-            raise ValueError("this model was loaded without a tokenizer; prompts need one")
-        self.model, self.codec = model, codec or model.codec or PixelCodec()
-        if model.config.latent.channels != self.codec.channels:
-            raise ValueError(
-                f"the model's latents have {model.config.latent.channels} channels; "
-                f"{type(self.codec).__name__} makes {self.codec.channels}"
-            )
-
-    @classmethod
-    def from_pretrained(cls, name_or_path: str = "tiny", **options: Any) -> "TextToImage":
-        """``options``: device, dtype."""
-        import omni
-
-        return cls(omni.load(name_or_path, **options))
 
     @torch.inference_mode()
     def __call__(
         self,
-        prompt: str | Sequence[str],
+        prompt: Prompt | Sequence[Prompt],
         *,
         height: int | None = None,
         width: int | None = None,
-        steps: int | None = None,
-        guidance: float | None = None,
-        negative_prompt: str = "",
+        aspect: str | None = None,
+        negative_prompt: Prompt = "",
         seed: int | Sequence[int] | None = None,
         latents: Tensor | None = None,
-        solver: str = "euler",
-        shift: float | None = None,
-        eta: float | None = None,
         count: int = 1,
-        interval: tuple[float, float] = (0.0, 1.0),
         upsample: bool | None = None,
+        style: CaptionStyle | None = None,
         on_step: OnStep | None = None,
+        **walk: Any,
     ) -> Result:
         """Draw ``count`` pictures for each prompt.
 
         Args:
-            height, width: pixels; default: the size that the model was trained at.
-            guidance: 1 is none, and then the unconditional branch is not computed.
+            prompt: texts, or structured prompts where the model knows them.
+            height, width: pixels; default: the size that the model was trained at, or of its tier with ``aspect``,
+                such as "16:9".
             negative_prompt: what guidance leads away from, instead of from nothing in particular.
             seed: of the first picture of each prompt, the next ones count on from it; or a list with the seed of
                 every picture. None draws one; ``Result.settings`` tells it. A picture follows from its own seed alone,
                 whatever else is drawn with it.
             latents: noise (b, c, H, W) to start from, instead of seeds; with ``eta`` a seed gives the later noise, with
                 ``upsample`` the words.
-            eta: part of the noise that every step renews, 0 to 1: 0 follows one path, 1 lets late steps undo early
-                ones.
-            interval: times (1 is noise, 0 the picture) within which guidance acts.
             upsample: let the model's reasoner write each prompt in full first, for each picture by its own seed.
+            style: what is said to the model beside the prompt, such as its size.
             on_step: is shown the state after every step, and stops the drawing by returning False.
+            walk: ``steps``; ``guidance``, 1 is none, and then the unconditional branch is not computed, ``interval`` of
+                times (1 is noise, 0 the picture) within which it acts, ``normalize``; ``solver``, ``grid``, ``shift``;
+                ``eta``, the part of the noise that every step renews: 0 follows one path, 1 lets late steps undo early
+                ones. Defaults are the checkpoint's.
 
         Raises:
             ValueError: a setting out of its limits; nothing is allocated before.
         """
-        prompts = self._prompts(prompt)
-        defaults = self.model.config.sampling
-        side = self.model.config.latent.image_size
-        request = Request(
-            height=side if height is None else height,
-            width=side if width is None else width,
-            steps=int(defaults.get("image_steps", STEPS)) if steps is None else steps,
-            guidance=Guidance(defaults.get("image_guidance", GUIDANCE) if guidance is None else guidance, interval),
-            shift=defaults.get("image_shift", SHIFT) if shift is None else shift,
-            eta=defaults.get("image_eta", ETA) if eta is None else eta,
-            solver=solver,
-            negative_prompt=negative_prompt,
-            upsample=bool(defaults.get("image_upsample", False)) if upsample is None else upsample,
-        )
+        prompts = prompts_of(prompt)
+        request = self._request(height, width, aspect, negative_prompt, upsample, style, walk)
         pictures = self._check(request, len(prompts), count)
-        draws = latents is None or request.eta > 0 or request.upsample
+        draws = latents is None or request.walk.eta > 0 or request.upsample
         if seed is not None and not draws:
             raise ValueError("give a seed or latents, not both")
-        seeds = _seeds(seed, len(prompts), count) if draws else [None] * pictures
-        fresh = self._noise(request, seeds) if draws else None
-        noise = fresh() if latents is None else self._given(latents, request, pictures)
+        seeds = seeds_of(seed, len(prompts), count) if draws else [None] * pictures
+        fresh = self.noise(seeds, {VIDEO: self._shape(request)}) if draws else None
+        noise = fresh() if latents is None else {VIDEO: self._given(latents, request, pictures)}
         rows = [p for p in prompts for _ in range(count)]
         texts = upsampled(self.model, rows, seeds) if request.upsample else rows
-        drawn, complete = self._denoise(request, texts, noise, fresh, on_step)
-        if not bool(torch.isfinite(drawn).all()):
-            raise RuntimeError("the model drew values that are not numbers; are its weights complete?")
+        drawn, complete = self._draw(request, texts, noise, fresh, on_step)
         settings = [
             {"prompt": p, **({} if s is None else {"seed": s}), **request.settings()}
             for p, s in zip(rows, seeds, strict=True)
@@ -178,11 +125,28 @@ class TextToImage:
 
     # -- checks ------------------------------------------------------------------------------------------------------
 
-    def _prompts(self, prompt: str | Sequence[str]) -> list[str]:
-        prompts = [prompt] if isinstance(prompt, str) else prompt
-        if not isinstance(prompts, (list, tuple)) or not prompts or not all(isinstance(p, str) for p in prompts):
-            raise ValueError(f"a prompt must be a text or a list of texts, not {prompt!r}")
-        return list(prompts)
+    def _request(
+        self,
+        height: int | None,
+        width: int | None,
+        aspect: str | None,
+        negative_prompt: Prompt,
+        upsample: bool | None,
+        style: CaptionStyle | None,
+        walk: dict[str, Any],
+    ) -> Request:
+        side, tier = self.model.config.latent.image_size, self.defaults.tier
+        if aspect is not None and not tier:
+            raise ValueError(f"aspect is {aspect!r}; this model has no sizes for it: give height and width")
+        own = size_of(tier, aspect or "1:1") if tier else (side, side)
+        return Request(
+            height=own[0] if height is None else height,
+            width=own[1] if width is None else width,
+            walk=Walk.of(self.defaults.image, **walk),
+            negative_prompt=negative_prompt,
+            upsample=self.defaults.upsample if upsample is None else upsample,
+            style=self.style(style),
+        )
 
     def _check(self, request: Request, prompts: int, count: int) -> int:
         """Number of pictures; ValueError for what cannot be drawn."""
@@ -190,14 +154,9 @@ class TextToImage:
             raise ValueError(f"count is {count!r}; it must be a whole number of at least 1")
         if not isinstance(request.upsample, bool):
             raise ValueError(f"upsample must be true or false, not {request.upsample!r}")
-        if not isinstance(request.negative_prompt, str):
+        if not isinstance(request.negative_prompt, (str, dict)):
             raise ValueError(f"negative_prompt must be a text, not {request.negative_prompt!r}")
-        low, high = request.guidance.interval
-        if not 0 <= low <= high <= 1:
-            raise ValueError(f"interval is {request.guidance.interval}; it must be 0 <= low <= high <= 1")
-        _ = request.schedule  # checks steps and shift
-        check_walk(request.solver, request.eta)
-        tokens, pictures = self._tokens(request), prompts * count
+        tokens, pictures = self.check_size(request.height, request.width), prompts * count
         if tokens * pictures > MAX_TOKENS:
             raise ValueError(
                 f"{pictures} pictures of {request.height}x{request.width} pixels take {tokens * pictures} latent "
@@ -205,124 +164,25 @@ class TextToImage:
             )
         return pictures
 
-    def _tokens(self, request: Request) -> int:
-        """Latent tokens of one picture."""
-        patch = self.model.config.latent.patch_size * self.codec.factor
-        most = self.model.config.max_positions
-        for name, value in (("height", request.height), ("width", request.width)):
-            if (
-                isinstance(value, bool)
-                or not isinstance(value, int)
-                or value % patch
-                or not patch <= value <= most * patch
-            ):
-                raise ValueError(
-                    f"{name} is {value!r}; it must be a multiple of {patch} from {patch} to {most * patch} pixels"
-                )
-        tokens = (request.height // patch) * (request.width // patch)
-        if tokens > most:
-            raise ValueError(
-                f"{request.height}x{request.width} pixels take {tokens} latent tokens; the model's limit is {most}"
-            )
-        return tokens
-
-    # -- noise -------------------------------------------------------------------------------------------------------
-
     def _shape(self, request: Request) -> tuple[int, int, int]:
         factor = self.codec.factor
         return self.codec.channels, request.height // factor, request.width // factor
-
-    def _noise(self, request: Request, seeds: list[int]) -> Callable[[], Tensor]:
-        """A source of noise, drawn on the CPU by one generator a picture: the same on every device, in every batch."""
-        shape = self._shape(request)
-        generators = [torch.Generator().manual_seed(s) for s in seeds]
-        return lambda: torch.stack([torch.randn(shape, generator=g) for g in generators]).to(self.model.device)
 
     def _given(self, latents: Tensor, request: Request, pictures: int) -> Tensor:
         expected = (pictures, *self._shape(request))
         if tuple(latents.shape) != expected or not latents.is_floating_point():
             raise ValueError(f"latents are {tuple(latents.shape)} {latents.dtype}; they must be floats of {expected}")
-        return latents.float().to(self.model.device)
+        return latents.float().to(self.model.denoiser.norm.weight.device)
 
     # -- drawing -----------------------------------------------------------------------------------------------------
 
-    def _denoise(
-        self,
-        request: Request,
-        rows: list[str],
-        noise: Tensor,
-        fresh: Callable[[], Tensor] | None,
-        on_step: OnStep | None,
-    ) -> tuple[Tensor, bool]:
-        """Latents, and whether all steps were made."""
-        velocity = self._velocity(request, rows)
-        stopped: list[Tensor] = []
-        with _progress(request.steps) as advance:
-
-            def after(step: int, estimate: Tensor) -> bool:
-                advance()
-                if on_step is not None and on_step(step, estimate) is False:
-                    stopped.append(estimate)
-                return not stopped
-
-            drawn = integrate(velocity, noise, request.schedule, request.solver, after, request.eta, fresh)
-        return (stopped[0], False) if stopped else (drawn, True)
-
-    def _velocity(self, request: Request, rows: list[str]) -> Velocity:
-        """The velocity under guidance: every different prompt has been read once, before the first step."""
-        guidance, times = request.guidance, request.schedule.told
-        acts = [guidance.active(t) for t in times]
-        texts = [*dict.fromkeys(rows), *([request.negative_prompt] if any(acts) else [])]
-        read = self._read(texts)
-        wanted = torch.tensor([texts.index(row) for row in rows], device=self.model.device)
-        alone = read.select(wanted) if not all(acts) else None
-        pairs = None
-        if any(acts):
-            pairs = read.select(torch.cat([wanted, torch.full_like(wanted, len(texts) - 1)]))
-
-        def conditional(x: Tensor, t: Tensor) -> Tensor:
-            return self.model.velocity(x, t, alone)
-
-        def both(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-            return self.model.velocity(torch.cat([x, x]), torch.cat([t, t]), pairs).chunk(2)
-
-        return guided(conditional, both, guidance)
-
-    def _read(self, texts: list[str]) -> Cache:
-        """The context tower's cache of the prompts, one row each."""
-        special = self.model.tokenizer.special
-        ids = [caption_ids(text, special, self.model.tokenizer.encode) for text in texts]
-        longest, room = max(map(len, ids)), self.model.config.max_positions
-        if longest > room:
-            raise ValueError(f"a prompt has {longest} tokens; the model's limit is {room}")
-        padded, mask = pad_rows(ids, special["pad"])
-        cache = self.model.new_cache(len(ids), longest)
-        self.model.read(Inputs(padded, mask).to(self.model.device), cache, last=0)
-        return cache
-
-
-def _seeds(seed: int | Sequence[int] | None, prompts: int, count: int) -> list[int]:
-    """One seed a picture."""
-    if seed is None:
-        seed = secrets.randbelow(2**31)
-    if not isinstance(seed, (int, list, tuple)):
-        raise ValueError(f"seed must be a whole number or a list of them, not {seed!r}")
-    seeds = [seed + i for i in range(count)] * prompts if isinstance(seed, int) else list(seed)
-    if len(seeds) != prompts * count:
-        raise ValueError(f"{len(seeds)} seeds were given for {prompts * count} pictures")
-    for value in seeds:
-        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**63:
-            raise ValueError(f"seed is {value!r}; it must be a whole number from 0 to 2^63 - 1")
-    return seeds
-
-
-@contextmanager
-def _progress(steps: int) -> Iterator[Callable[[], None]]:
-    """A bar on standard error, on a terminal only."""
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("drawing", total=steps)
-        yield lambda: progress.advance(task)
+    def _draw(self, request: Request, texts: list[Prompt], noise: dict, fresh, on_step) -> tuple[Tensor, bool]:
+        size = {"height": request.height, "width": request.width, "style": request.style}
+        wanted = [self.ids(self.say(text, **size), "image", request.style) for text in texts]
+        other = self.ids(self.say(request.negative_prompt, negative=True, **size), "image", request.style)
+        against = [other] * len(texts)
+        found, complete = self.denoise(wanted, against, noise, Scene(), request.walk, fresh, on_step)
+        return found[VIDEO], complete
 
 
 # -- files -----------------------------------------------------------------------------------------------------------

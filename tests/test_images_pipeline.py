@@ -7,6 +7,7 @@ import torch
 from micro import CODEC_LATENT, micro_model
 from PIL import Image
 
+from omni.config import GenerationConfig, WalkConfig
 from omni.pipelines.images import MAX_TOKENS, TextToImage, contact_sheet, read_settings, save_png
 from omni.tokenizers.latent import PixelCodec
 
@@ -25,9 +26,9 @@ class Calls:
         self.rows, self.reads = [], []
         velocity, read = model.velocity, model.read
 
-        def count_velocity(latents, t, context):
-            self.rows.append(len(latents))
-            return velocity(latents, t, context)
+        def count_velocity(streams, t, context, scene):
+            self.rows.append(len(streams["video"]))
+            return velocity(streams, t, context, scene)
 
         def count_read(inputs, cache=None, **more):
             self.reads.append(len(inputs.input_ids))
@@ -177,7 +178,7 @@ def test_callback_previews_and_stops(draw):
 
 def test_defaults_come_from_the_checkpoint():
     draw = TextToImage(
-        micro_model(sampling={"image_steps": 2.0, "image_guidance": 1.5, "image_shift": 1.25, "image_eta": 0.5})
+        micro_model(generation=GenerationConfig(image=WalkConfig(steps=2, guidance=1.5, shift=1.25, eta=0.5)))
     )
     (settings,) = draw("a ring", seed=0).settings
     assert [settings[name] for name in ("steps", "guidance", "shift", "eta")] == [2, 1.5, 1.25, 0.5]

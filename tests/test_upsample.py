@@ -3,6 +3,7 @@
 import pytest
 from micro import micro_model
 
+from omni.config import GenerationConfig
 from omni.pipelines import upsample as module
 from omni.pipelines.chat import Chat, Reply
 from omni.pipelines.images import TextToImage
@@ -82,7 +83,7 @@ def test_what_was_said_is_drawn(model, monkeypatch):
 
 def test_the_checkpoint_says_whether_prompts_are_upsampled(monkeypatch):
     asked = say(monkeypatch, {"a ring": Reply("a red ring")})
-    draw = TextToImage(micro_model(sampling={"image_upsample": 1.0}))
+    draw = TextToImage(micro_model(generation=GenerationConfig(upsample=True)))
     assert draw("a ring", seed=0, **FAST).prompts == ["a red ring"]
     assert draw("a ring", seed=0, upsample=False, **FAST).prompts == ["a ring"]
     assert len(asked) == 1

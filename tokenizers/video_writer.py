@@ -4,6 +4,7 @@ frames (H, W, 3) uint8 (+ sound) ──> write_video ──> a file beside, rena
 """
 
 import importlib.util
+import json
 import os
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
@@ -26,6 +27,7 @@ def write_video(
     sound: np.ndarray | None = None,
     rate: int = 16000,
     quality: int = 18,
+    settings: dict[str, Any] | None = None,
 ) -> None:
     """H.264 mp4 of ``frames`` (H, W, 3) uint8, taken one at a time; ``sound`` (samples,) or (1 or 2, samples) in -1..1.
 
@@ -45,7 +47,7 @@ def write_video(
     path = Path(path).absolute()
     beside = path.with_name(path.name + ".part")
     try:
-        _encode(beside, first, frames, Fraction(fps).limit_denominator(1001), samples, rate, quality)
+        _encode(beside, first, frames, Fraction(fps).limit_denominator(1001), samples, rate, quality, settings)
         os.replace(beside, path)
     except OSError as error:
         reason = getattr(error, "strerror", None) or "the encoder failed"
@@ -62,11 +64,14 @@ def _encode(
     samples: np.ndarray | None,
     rate: int,
     quality: int,
+    settings: dict[str, Any] | None,
 ) -> None:
     import av
 
     height, width = first.shape[:2]
     with av.open(str(path), "w", format="mp4", options={"movflags": "faststart"}) as out:
+        if settings:
+            out.metadata["comment"] = json.dumps(settings, ensure_ascii=False)
         stream = out.add_stream("libx264", rate=fps, options={"crf": str(quality)})
         stream.width, stream.height = width, height
         stream.pix_fmt = "yuv420p" if height % 2 == width % 2 == 0 else "yuv444p"

@@ -13,20 +13,12 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from omni import __version__
-
-Parser = argparse.ArgumentParser
-Arguments = argparse.Namespace
-
-
-class Command(NamedTuple):
-    summary: str
-    arguments: Callable[[Parser], None]
-    run: Callable[[Arguments], Any]  # what it returns is printed as JSON under --json
+from omni.cli_generate import ACT, ANIMATE, DRAW, WORLD
+from omni.cli_tools import Arguments, Command, Parser, UsageError, assigned, given, load, number, say, whole
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -77,10 +69,6 @@ def _run(command: Command, args: Arguments) -> int:
     return 0
 
 
-class UsageError(ValueError):
-    """Arguments that do not fit together: exit code 2."""
-
-
 def _one_line(error: BaseException) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 400 else f"{text[:400]}..."
@@ -106,39 +94,6 @@ def _common() -> Parser:
     options.add_argument("--json", action="store_true", help="print one JSON document")
     options.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return common
-
-
-def whole(low: int, high: int) -> Callable[[str], int]:
-    """Argument type: a whole number within limits, which the error names."""
-
-    def parse(text: str) -> int:
-        value = int(text) if text.isascii() and text.strip().lstrip("-").isdigit() else None
-        if value is None or not low <= value <= high:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {low} to {high}")
-        return value
-
-    return parse
-
-
-def number(low: float, high: float) -> Callable[[str], float]:
-    """Argument type: a finite number within limits."""
-
-    def parse(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            value = float("nan")
-        if not low <= value <= high:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a number from {low:g} to {high:g}")
-        return value
-
-    return parse
-
-
-def _load(args: Arguments) -> Any:
-    import omni
-
-    return omni.load(args.model, device=args.device)
 
 
 # -- ask ---------------------------------------------------------------------------------------------------
@@ -191,11 +146,11 @@ def _ask_document(args: Arguments) -> Any:
     open_document(args.file)
     if args.boxes is not None and args.boxes.suffix.lower() != ".png":
         raise UsageError(f"--boxes is {args.boxes}; pictures are written as .png")
-    reader = DocumentQA(_load(args))
-    limits = _given(args, "max_new_tokens", "views")
+    reader = DocumentQA(load(args))
+    limits = given(args, "max_new_tokens", "views")
     if args.transcribe:
         pages = reader.transcribe(args.file, page=args.page, **limits)
-        _print(args, "\n\n".join(pages))
+        say(args, "\n\n".join(pages))
         return pages
     answers = reader(args.file, args.questions, page=args.page, read_first=args.read_first, **limits)
     answered = _answered(args, answers)
@@ -207,10 +162,10 @@ def _ask_video(args: Arguments) -> Any:
     from omni.tokenizers.video import open_video
 
     open_video(args.file)
-    watcher, look = VideoQA(_load(args)), _given(args, "max_new_tokens", *_OF_VIDEOS)
+    watcher, look = VideoQA(load(args)), given(args, "max_new_tokens", *_OF_VIDEOS)
     if args.transcribe:
         text = watcher.describe(args.file, **look)
-        _print(args, text)
+        say(args, text)
         return text
     return _answered(args, watcher(args.file, args.questions, read_first=args.read_first, **look))
 
@@ -218,22 +173,17 @@ def _ask_video(args: Arguments) -> Any:
 def _ask_sound(args: Arguments) -> Any:
     from omni.pipelines.sound import SoundQA
 
-    listener, limits = SoundQA(_load(args)), _given(args, "max_new_tokens")
+    listener, limits = SoundQA(load(args)), given(args, "max_new_tokens")
     if args.transcribe:
         text = listener.transcribe(args.file, **limits)
-        _print(args, text)
+        say(args, text)
         return text
     return _answered(args, listener(args.file, args.questions, read_first=args.read_first, **limits))
 
 
-def _given(args: Arguments, *names: str) -> dict[str, Any]:
-    """The options that were given."""
-    return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-
-
 def _answered(args: Arguments, answers: list) -> list[dict[str, Any]]:
     for answer in answers:
-        _print(args, answer.text)
+        say(args, answer.text)
     return [{"question": q, **a.as_dict()} for q, a in zip(args.questions, answers, strict=True)]
 
 
@@ -248,13 +198,8 @@ def _with_boxes(args: Arguments, answered: list[dict[str, Any]]) -> list[dict[st
     found = [read_boxes(item["text"]) for item in answered]
     labels = [item["question"] for item, boxes in zip(answered, found, strict=True) for _ in boxes]
     save_png(draw_boxes(picture, [box for boxes in found for box in boxes], labels), args.boxes, {"model": args.model})
-    _print(args, str(args.boxes))
+    say(args, str(args.boxes))
     return [{**item, "boxes": as_dicts(boxes, picture.size)} for item, boxes in zip(answered, found, strict=True)]
-
-
-def _print(args: Arguments, text: str) -> None:
-    if not args.json:
-        print(text)
 
 
 # -- chat --------------------------------------------------------------------------------------------------
@@ -277,7 +222,7 @@ def _chat(args: Arguments) -> Any:
     from omni.tokenizers.image import open_image
 
     pictures = [{"type": "image", "image": open_image(file)} for file in args.image]
-    chat = Chat(_load(args))
+    chat = Chat(load(args))
     options = {
         "max_new_tokens": args.max_new_tokens,
         "temperature": args.temperature,
@@ -291,7 +236,7 @@ def _chat(args: Arguments) -> Any:
     text = {"type": "text", "text": " ".join(args.message)}
     messages.append({"role": "user", "content": [*pictures, text]})
     reply = chat(messages, **options)
-    _print(args, reply.text)
+    say(args, reply.text)
     return {
         "text": reply.text,
         "reasoning": reply.reasoning,
@@ -299,63 +244,6 @@ def _chat(args: Arguments) -> Any:
         "tokens": reply.tokens,
         "seed": args.seed,
     }
-
-
-# -- draw --------------------------------------------------------------------------------------------------
-
-
-def _draw_arguments(parser: Parser) -> None:
-    parser.add_argument("prompt", metavar="PROMPT", help="what to draw")
-    parser.add_argument("-o", "--out", type=Path, default=Path("out.png"), help="PNG to write (default: out.png)")
-    parser.add_argument("--steps", type=whole(1, 1000), help="denoising steps (default: the model's)")
-    parser.add_argument("--guidance", type=number(0, 100), help="1 is none (default: the model's)")
-    parser.add_argument("--eta", type=number(0, 1), help="noise renewed at each step; 0 is none (default: the model's)")
-    parser.add_argument("--negative", metavar="PROMPT", help="what to keep away from")
-    parser.add_argument(
-        "--upsample",
-        action=argparse.BooleanOptionalAction,
-        help="let the model first say in words what the prompt leaves open (default: the model's)",
-    )
-    parser.add_argument("--height", type=whole(1, 8192), help="pixels (default: the model's)")
-    parser.add_argument("--width", type=whole(1, 8192), help="pixels (default: the model's)")
-    parser.add_argument("--count", type=whole(1, 64), default=1, help="pictures; one more file shows all of them")
-
-
-def _draw(args: Arguments) -> Any:
-    if args.out.suffix.lower() != ".png":
-        raise UsageError(f"--out is {args.out}; pictures are written as .png")
-    if not args.out.parent.is_dir():
-        raise UsageError(f"--out is {args.out}; the folder {args.out.parent} does not exist")
-    from omni.pipelines.images import TextToImage, contact_sheet, save_png
-
-    chosen = {
-        "steps": args.steps,
-        "guidance": args.guidance,
-        "eta": args.eta,
-        "negative_prompt": args.negative,
-        "upsample": args.upsample,
-        "height": args.height,
-        "width": args.width,
-    }
-    chosen = {name: value for name, value in chosen.items() if value is not None}
-    result = TextToImage(_load(args))(args.prompt, seed=args.seed, count=args.count, **chosen)
-    names = [args.out] if args.count == 1 else [_numbered(args.out, i + 1) for i in range(args.count)]
-    drawn = []
-    for name, picture, settings, text in zip(names, result.images, result.settings, result.prompts, strict=True):
-        settings = {**settings, "model": args.model, **({"upsampled": text} if settings["upsample"] else {})}
-        save_png(picture, name, settings)
-        _print(args, str(name))
-        if "upsampled" in settings and not args.json:
-            print(f"drawn as: {text}", file=sys.stderr)
-        drawn.append({"file": str(name), **settings})
-    if args.count > 1:
-        save_png(contact_sheet(result.images), args.out, {"prompt": args.prompt, "model": args.model})
-        _print(args, str(args.out))
-    return drawn
-
-
-def _numbered(path: Path, number: int) -> Path:
-    return path.with_name(f"{path.stem}-{number}{path.suffix}")
 
 
 # -- train -------------------------------------------------------------------------------------------------
@@ -371,7 +259,7 @@ def _train_arguments(parser: Parser) -> None:
 
 
 def _train(args: Arguments) -> Any:
-    overrides = ({"seed": args.seed} if args.seed else {}) | _assigned(args.overrides)
+    overrides = ({"seed": args.seed} if args.seed else {}) | assigned(args.overrides)
     from omni.recipe import load_recipe
 
     load_recipe(args.recipe, args.preset, overrides)  # a bad recipe is refused before anything heavy is imported
@@ -385,24 +273,8 @@ def _train(args: Arguments) -> Any:
         init=args.init,
         overrides=overrides,
     )
-    _print(args, str(folder))
+    say(args, str(folder))
     return {"model": str(folder)}
-
-
-def _assigned(items: list[str]) -> dict[str, Any]:
-    """The values of KEY=VALUE arguments, read as YAML."""
-    import yaml
-
-    values = {}
-    for item in items:
-        name, equals, value = item.partition("=")
-        if not (equals and name):
-            raise UsageError(f"{item!r} is not KEY=VALUE")
-        try:
-            values[name] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise UsageError(f"{item!r}: {value!r} is not a value in YAML") from None
-    return values
 
 
 # -- eval, bench, info, convert ----------------------------------------------------------------------------
@@ -421,9 +293,9 @@ def _eval(args: Arguments) -> Any:
 
     if args.task == "list":
         for name, task in TASKS.items():
-            _print(args, f"{name:<12}{task.summary}")
+            say(args, f"{name:<12}{task.summary}")
             if task.options:
-                _print(args, f"{'':<12}options: {', '.join(task.options)}")
+                say(args, f"{'':<12}options: {', '.join(task.options)}")
         return {name: task.summary for name, task in TASKS.items()}
     if args.task not in TASKS:
         raise UsageError(f"unknown task {args.task!r}; known: {', '.join(TASKS)}")
@@ -431,18 +303,21 @@ def _eval(args: Arguments) -> Any:
         raise UsageError(f"the task {args.task!r} draws its own cases; it takes no --data")
     if args.data is None and TASKS[args.task].needs_data:
         raise UsageError(f"the task {args.task!r} has no cases of its own; it needs --data")
-    options = _assigned(args.options)
+    options = assigned(args.options)
     try:
         TASKS[args.task].check(options)
     except ValueError as error:
         raise UsageError(f"{args.task}: {error}") from None
+    if "device" in TASKS[args.task].options:
+        options.setdefault("device", args.device)
     own = {"data": args.data, "journal": _journal(args)}
-    report = evaluate(args.task, _load(args), count=args.count, seed=args.seed, **own, **options)
+    model = load(args) if TASKS[args.task].needs_model else None
+    report = evaluate(args.task, model, count=args.count, seed=args.seed, **own, **options)
     if args.out is not None:
         report.save(args.out)
         if own["journal"] is not None:
             own["journal"].unlink(missing_ok=True)
-    _print(args, table(report))
+    say(args, table(report))
     return report.as_dict()
 
 
@@ -452,17 +327,23 @@ def _journal(args: Arguments) -> Path | None:
 
 
 def _bench_arguments(parser: Parser) -> None:
-    parser.add_argument("subject", choices=["language", "understanding"], help="what to measure")
+    parser.add_argument("subject", choices=["language", "understanding", "generation"], help="what to measure")
     parser.add_argument("--quick", action="store_true", help="fewer turns and shorter prompts")
     parser.add_argument("--threads", type=whole(1, 1024), default=2, help="of both sides (default: 2)")
+    parser.add_argument("--sizes", help="generation: ours alone at published sizes, such as nano, on --device")
 
 
 def _bench(args: Arguments) -> Any:
-    from omni import bench, bench_understanding
+    from omni import bench, bench_generation, bench_understanding
 
     measures = {"language": bench.bench_language, "understanding": bench_understanding.bench_understanding}
-    report = measures[args.subject](quick=args.quick, seed=args.seed, threads=args.threads)
-    _print(args, bench.table(report))
+    own = {}
+    if args.subject == "generation":
+        measures["generation"], own = bench_generation.bench_generation, {"device": args.device, "sizes": args.sizes}
+    elif args.sizes is not None:
+        raise UsageError(f"--sizes belongs to generation, not to {args.subject}")
+    report = measures[args.subject](quick=args.quick, seed=args.seed, threads=args.threads, **own)
+    say(args, bench.table(report))
     return report.as_dict()
 
 
@@ -480,7 +361,7 @@ def _info(args: Arguments) -> Any:
     described = describe(
         args.name or args.model, context=args.context, batch=args.batch, dtype=args.dtype, memory=args.memory
     )
-    _print(args, table(described))
+    say(args, table(described))
     return described.as_dict()
 
 
@@ -495,14 +376,17 @@ def _convert(args: Arguments) -> Any:
     from omni.families.convert import convert
 
     folder = convert(args.source, args.target, family=args.family, dtype=args.dtype)
-    _print(args, str(folder))
+    say(args, str(folder))
     return {"model": str(folder)}
 
 
 COMMANDS = {
     "ask": Command("answer questions about a picture, PDF, video or recording", _ask_arguments, _ask),
     "chat": Command("talk in the terminal, or answer one message", _chat_arguments, _chat),
-    "draw": Command("draw pictures from a prompt", _draw_arguments, _draw),
+    "draw": DRAW,
+    "animate": ANIMATE,
+    "act": ACT,
+    "world": WORLD,
     "train": Command("run or resume a training recipe", _train_arguments, _train),
     "eval": Command("measure a model on a task", _eval_arguments, _eval),
     "bench": Command("measure speed beside the reference implementation", _bench_arguments, _bench),

@@ -8,21 +8,28 @@
     sound       questions about recordings, and transcription      controls: silence, another recording
     films       questions about clips with sound                   controls: another one's sound, another one's frames
     draw        GenEval's six categories, checked by a detector    control: another prompt's request
+    animate     videos that begin with a picture                   controls: another sentence, none; a frozen frame
+    policy      robots driven from pictures, in the simulator      controls: a blind policy, another's picture
+    dynamics    videos of actions, actions of videos               controls: a frozen frame, another's actions or video
     text        held-out dialogues and tales                       control: another case's answer
     qa          your own questions about any medium
+    compare     generated videos beside real ones                  control: the first frame, frozen
+    clip        CLIP scores of pictures with their prompts         control: another prompt
 
+``compare`` and ``clip`` read files and need no model of ours.
 ``evaluate("documents", model)``, or ``omni eval documents``; with ``data`` on documents, charts, pictures, videos and
 recordings of your own. A ``journal`` keeps the answers of such a run as they come.
 """
 
 import difflib
+import inspect
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from omni.evaluation import booklets, documents, draw, films, own, sights, sound, text, video
+from omni.evaluation import booklets, documents, draw, films, generated, motion, own, robots, sights, sound, text, video
 from omni.evaluation.report import Report, table
 from omni.model import Omni
 
@@ -37,6 +44,7 @@ class Task:
     run: Callable[..., tuple[dict[str, Any], list[dict]]]
     takes_data: bool = False
     needs_data: bool = False
+    needs_model: bool = True  # False: it measures files, and is run with None in a model's place
 
     @property
     def options(self) -> dict[str, Any]:
@@ -45,7 +53,7 @@ class Task:
         return {name: kind for name, kind in get_type_hints(self.run).items() if name not in shared}
 
     def check(self, options: dict[str, Any]) -> None:
-        """ValueError for an option that the task does not have, or of another type."""
+        """ValueError for an option that the task does not have, or of another type, or for one that it lacks."""
         known = self.options
         for name, value in options.items():
             if name not in known:
@@ -54,6 +62,10 @@ class Task:
             if type(value) not in (*kinds, *((int,) if float in kinds else ())):
                 wanted = " or ".join(kind.__name__ for kind in kinds if kind is not type(None))
                 raise ValueError(f"{name} is {value!r}; it must be of type {wanted}")
+        parameters = inspect.signature(self.run).parameters
+        missing = [n for n in known if parameters[n].default is inspect.Parameter.empty and n not in options]
+        if missing:
+            raise ValueError(f"{' and '.join(missing)} must be given")
 
 
 TASKS = {
@@ -65,21 +77,26 @@ TASKS = {
     "sound": Task("questions about recordings, and their transcription", sound.run, takes_data=True),
     "films": Task("questions about clips with sound", films.run),
     "draw": Task("pictures that show what was asked", draw.run),
+    "animate": Task("videos in which happens what was said", motion.run),
+    "policy": Task("robots that reach their goal in the simulator", robots.policy),
+    "dynamics": Task("where actions lead, and which actions led there", robots.dynamics),
     "text": Task("short answers and perplexity", text.run),
     "qa": Task("your own questions about any medium", own.qa, takes_data=True, needs_data=True),
+    "compare": Task("generated videos beside real ones", generated.compare, needs_model=False),
+    "clip": Task("CLIP scores of pictures with their prompts", generated.clip_score, needs_model=False),
 }
 
 
 def evaluate(
     task: str,
-    model: Omni | str,
+    model: Omni | str | None = None,
     count: int = 200,
     seed: int = 0,
     data: str | Path | None = None,
     journal: str | Path | None = None,
     **options: Any,
 ) -> Report:
-    """Measure ``model`` (or the model of that name) on ``count`` cases.
+    """Measure ``model`` (or the model of that name) on ``count`` cases; the tasks that need none read files instead.
 
     Args:
         seed: which held-out cases; every seed has its own.
@@ -110,6 +127,10 @@ def evaluate(
         raise ValueError(f"the task {task!r} has no cases of its own; it needs data")
     elif journal is not None:
         raise ValueError("a journal is for cases of your own; give data too")
+    if TASKS[task].needs_model != (model is not None):
+        raise ValueError(
+            f"the task {task!r} measures {'a model; give one' if model is None else 'files, and no model'}"
+        )
     if isinstance(model, str):
         import omni
 
@@ -117,7 +138,8 @@ def evaluate(
     began = time.perf_counter()
     metrics, samples = TASKS[task].run(model, count, seed, **options)
     options.pop("journal", None)
-    settings = {"count": count, "seed": seed, **{k: str(v) if k == "data" else v for k, v in options.items()}}
+    drawn = {"seed": seed} if TASKS[task].needs_model else {}
+    settings = {"count": count, **drawn, **{k: str(v) if k == "data" else v for k, v in options.items()}}
     return Report(task, metrics, samples, settings, round(time.perf_counter() - began, 1))
 
 

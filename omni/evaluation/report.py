@@ -37,7 +37,8 @@ class Report:
 
 def table(report: Report) -> str:
     """The report for people."""
-    cases = report.settings.get("data") or f"seed {report.settings.get('seed', 0)}"
+    drawn = f"seed {report.settings['seed']}" if "seed" in report.settings else "files"
+    cases = report.settings.get("data") or drawn
     title = f"{report.task}: {len(report.samples)} cases ({cases}), {report.seconds:.0f} s"
     headline = Table(show_header=False)
     for name, value in report.metrics.items():

@@ -73,7 +73,7 @@ class Report:
     rates: Rates
     rows: list[Row]
     shares: dict[str, dict[str, float]] = field(default_factory=dict)  # workload -> kind of work -> part of our time
-    disagreement: float | None = None  # largest difference of the logits over the largest logit
+    disagreement: float | None = None  # largest difference of what both sides give over the largest of it
     targets: list[Target] = field(default_factory=list)
     parts: dict[str, dict[str, float]] = field(default_factory=dict)  # workload, side -> part of it -> seconds
 
@@ -221,10 +221,12 @@ def table(report: Report) -> str:
     """The report for people."""
     s, rates = report.settings, report.rates
     console = Console(file=io.StringIO(), width=110)
-    console.print(f"{s['pattern']}, {s['parameters'] / 1e6:.0f}M parameters, float32, {s['threads']} threads")
+    on = s.get("device") or f"{s['threads']} threads"
+    console.print(f"{s['pattern']}, {s['parameters'] / 1e6:.0f}M parameters, {s.get('dtype', 'float32')}, {on}")
     console.print(f"measured here: {rates.gflops:.0f} GFLOP/s of matrix products, {rates.gbytes:.1f} GB/s of reads")
     if report.disagreement is not None:
-        console.print(f"logits agree with the reference to {report.disagreement:.0e} of the largest")
+        compared = s.get("compared", "logits")
+        console.print(f"{compared} agree with the reference to {report.disagreement:.0e} of the largest")
     console.print(_rows(report.rows))
     if report.shares:
         console.print(_grid("our time", report.shares, lambda share: f"{share:.0%}"))

@@ -36,12 +36,12 @@ def _check_weights(plan: Any) -> None:
             _check(plan, name, 0)
 
 
-def _check_mixture(plan: Any, of: str) -> None:
-    weights = plan.mixture.values() if isinstance(plan.mixture, dict) else ()
-    name = f"{type(plan).__name__}.mixture"
+def _check_mixture(plan: Any, of: str, name: str = "mixture") -> None:
+    mixture = getattr(plan, name)
+    weights = mixture.values() if isinstance(mixture, dict) else ()
     _require(
         any(w > 0 for w in weights) and all(w >= 0 for w in weights),
-        f"{name} is {plan.mixture!r}; it must map {of} to weights, at least one of them positive",
+        f"{type(plan).__name__}.{name} is {mixture!r}; it must map {of} to weights, at least one of them positive",
     )
 
 
@@ -153,7 +153,83 @@ class SensePlan:
             _require(any(w > 0 for w in weights), f"SensePlan.kinds is {self.kinds!r}; it must map kinds to weights")
 
 
+@dataclass(frozen=True, kw_only=True)
+class AnimatePlan:
+    """Moving things: ``size`` rollouts, each denoised at ``draws`` noise levels over one reading of its sentence.
+
+    ``kinds`` weighs what happens, by default all alike. Most begin with a given frame.
+    """
+
+    size: int
+    draws: int = 2
+    kinds: dict[str, float] | None = None
+    sound: float = 0.5  # share of batches whose sound is denoised too
+    free: float = 0.1  # share of batches in which no frame is given: the sentence is all there is
+    drop: float = 0.1  # share of empty sentences, which is what guidance compares with
+    time_mean: float = 0.0  # of the logit of the noise level, and its spread
+    time_std: float = 1.2
+    weight: float = 1.0
+    sound_weight: float = 0.5
+    track_weight: float = 0.5  # of saying where the things are in each frame
+    every: int = 1
+
+    def __post_init__(self) -> None:
+        _check_streams(self, "sound", "free")
+        if self.kinds is not None:
+            _check_mixture(self, "kinds of motion", "kinds")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActPlan:
+    """Robots: ``size`` rollouts, each denoised at ``draws`` noise levels.
+
+    ``modes`` weighs what is asked of each: ``policy``, the first frame is given; ``forward``, the actions too;
+    ``inverse``, all frames. In a share ``still`` of the batches only the first frame is there, and the actions that
+    follow: a policy's. Those have few tokens and come in batches that many times larger.
+    """
+
+    size: int
+    draws: int = 2
+    worlds: dict[str, float] | None = None
+    modes: dict[str, float] | None = None
+    still: float = 0.5
+    drop: float = 0.1
+    time_mean: float = 0.0
+    time_std: float = 1.2
+    weight: float = 1.0
+    action_weight: float = 1.0  # Cosmos 3 has ten
+    track_weight: float = 0.5  # of saying where the parts of the scene are in each frame
+    every: int = 1
+
+    def __post_init__(self) -> None:
+        _check_streams(self, "still")
+        for name, of in (("worlds", "worlds"), ("modes", "modes")):
+            if getattr(self, name) is not None:
+                _check_mixture(self, of, name)
+        unknown = sorted(set(self.modes or ()) - set(MODES))
+        _require(not unknown, f"ActPlan.modes names {unknown}; known: {', '.join(MODES)}")
+
+
+def _check_streams(plan: AnimatePlan | ActPlan, *shares: str) -> None:
+    _check_weights(plan)
+    _check_counts(plan, "size", "draws", "every")
+    for name in ("drop", *shares):
+        _check(plan, name, 0, 1)
+    _check(plan, "time_mean", -20, 20)
+    _check(plan, "time_std", 0, 20)
+
+
+MODES = ("policy", "forward", "inverse")
 SENSES = ("watch", "listen", "film", "look")
+PLANS = {
+    "read": ReadPlan,
+    "draw": DrawPlan,
+    "talk": TalkPlan,
+    **dict.fromkeys(SENSES, SensePlan),
+    "animate": AnimatePlan,
+    "act": ActPlan,
+}
+"""What a stage can hold, each with its plan."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,6 +249,8 @@ class Stage:
     listen: SensePlan | None = None
     film: SensePlan | None = None
     look: SensePlan | None = None
+    animate: AnimatePlan | None = None
+    act: ActPlan | None = None
 
     def __post_init__(self) -> None:
         _check(self, "steps", 1, whole=True)
@@ -267,8 +345,7 @@ def scaled(plan: Any, scale: float) -> Any:
 
 def _stage(plain: dict[str, Any]) -> Stage:
     _require(isinstance(plain, dict), f"a stage is {plain!r}; it must be a mapping")
-    parts = {"read": ReadPlan, "draw": DrawPlan, "talk": TalkPlan, **dict.fromkeys(SENSES, SensePlan)}
-    return _build(Stage, {k: _build(parts[k], v) if k in parts and v else v for k, v in plain.items()})
+    return _build(Stage, {k: _build(PLANS[k], v) if k in PLANS and v else v for k, v in plain.items()})
 
 
 def _build(cls: type, plain: dict[str, Any]) -> Any:

@@ -4,6 +4,7 @@
                         draw: velocity of noisy pictures over one reading of the caption
                         talk: next token of packed dialogues
                         watch, listen, film, look: next token of the answers, what is seen or heard at each token
+                        animate, act: velocity of noisy videos, their sounds, robots' actions; where things are
     loss = weighted sum  ──>  Muon and AdamW, warm-up, constant rate, falling at the end  ──>  averaged weights (EMA)
 
 Batches are a pure function of the step, so a resumed run continues exactly. With several ``devices`` every process
@@ -16,19 +17,20 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 import torch.distributed
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader
 
 from omni import losses
+from omni.data import TRAIN_SEEDS
 from omni.data.batches import (
     CELL_SLOTS,
     GLYPH_CLASSES,
@@ -37,101 +39,41 @@ from omni.data.batches import (
     ROW_CLASSES,
     THING_CLASSES,
     DrawBatch,
-    Encoding,
     ReadBatch,
     TalkBatch,
     draw_batch,
-    read_batch,
-    talk_batch,
 )
 from omni.data.clip_log import EVENT_CLASSES
 from omni.data.clips import CLIP_CLASSES
-from omni.data.documents import SIZES
-from omni.data.senses import SENSES as SENSE_BATCHES
+from omni.data.motion import sample_motion
 from omni.data.senses import SenseBatch
 from omni.data.sights import BOX_BINS, SIGHT_CLASSES
 from omni.data.sounds import UNITS
+from omni.data.worlds import RolloutBatch
 from omni.decoders.flow import interpolate, sample_times
 from omni.encoders.reduction import retention_mask
 from omni.inputs import Inputs
 from omni.mixers.moe import Router
 from omni.model import Omni
 from omni.optim import optimizer
-from omni.recipe import SENSES, DrawPlan, ReadPlan, Recipe, SensePlan, TalkPlan, load_recipe, scaled
+from omni.recipe import SENSES, ActPlan, AnimatePlan, DrawPlan, ReadPlan, Recipe, SensePlan, TalkPlan, load_recipe
 from omni.tokenizers.bytes import ByteTokenizer
 from omni.tokenizers.latent import PixelCodec
 from omni.training_parts import Average, Linker, Pointer, load_weights
+from omni.training_steps import Steps, encoding
+from omni.training_worlds import WorldLosses, read_prompts
 
 SHOWN_CLASSES = (*CLIP_CLASSES, *[BOX_BINS] * 4, *EVENT_CLASSES)  # of what one token shows, and of what happens there
 HEARD_CLASSES = (1 + len(UNITS), *SIGHT_CLASSES)  # of what sounds at one token, and of what is shown meanwhile
 PRUNING = 0.8  # highest rate at which videos are pruned
 CODEC_SCENES = 2000
 """Training scenes that the linear codec is fitted on, before the first step."""
+CODEC_SOUNDS = 300
+"""Rollouts that the codec of sounds is fitted on."""
 
 
 class Stopped(RuntimeError):
     """The run was told to stop before its end."""
-
-
-class Steps(IterableDataset):
-    """The batches of a recipe from ``start`` on: a dict of one batch for each kind that is due.
-
-    ``part`` is which of ``parts`` processes this is: each draws its own samples of the same kind and shape, so that
-    none waits for another.
-    """
-
-    def __init__(self, recipe: Recipe, encoding: Encoding, start: int = 0, part: int = 0, parts: int = 1) -> None:
-        self.recipe, self.encoding, self.start = recipe, encoding, start
-        self.part, self.parts = part, parts
-
-    def __iter__(self):
-        worker = torch.utils.data.get_worker_info()
-        first, stride = (worker.id, worker.num_workers) if worker else (0, 1)
-        for step in range(self.start + first, self.recipe.steps, stride):
-            yield self.batches(step)
-
-    def batches(self, step: int) -> dict[str, Any]:
-        stage, inner = self.recipe.at(step)
-        seed = self.recipe.seed * 1_000_003 + step
-        scale = self.recipe.batch_scale
-        made = {}
-        for i, kind in enumerate(("read", "draw", "talk", *SENSES)):
-            plan = getattr(stage, kind)
-            if plan is not None and (inner + i) % plan.every == 0:  # not all kinds in the same steps
-                make = self._sense if kind in SENSES else getattr(self, f"_{kind}")
-                made[kind] = (plan, make(seed, scaled(plan, scale), **({"kind": kind} if kind in SENSES else {})))
-        return made
-
-    def _sense(self, seed: int, plan: SensePlan, kind: str) -> SenseBatch:
-        more = {"kinds": plan.kinds} if kind in ("watch", "listen") else {}
-        own = replace(self.encoding, parts=self.parts)
-        return SENSE_BATCHES[kind](self._own(seed), plan.size, own, plan.questions, plan.read_first, **more)
-
-    def _read(self, seed: int, plan: ReadPlan) -> ReadBatch:
-        look = Random(f"read {seed}")  # the same in every process
-        level = look.choices(list(plan.mixture), list(plan.mixture.values()))[0]
-        return read_batch(
-            self._own(seed),
-            plan.size,
-            level,
-            self.encoding,
-            shape=look.choice(SIZES[level]),
-            bare=look.random() < plan.bare,
-            questions=plan.questions,
-            talk=plan.talk,
-            read_first=look.random() < plan.read_first,
-            foreign=plan.foreign,
-            given=plan.given,
-        )
-
-    def _draw(self, seed: int, plan: DrawPlan) -> DrawBatch:
-        return draw_batch(self._own(seed), plan.size, self.encoding, plan.drop, plan.mixture, plan.full)
-
-    def _talk(self, seed: int, plan: TalkPlan) -> TalkBatch:
-        return talk_batch(self._own(seed), plan.size, plan.width, self.encoding, plan.upsample)
-
-    def _own(self, seed: int) -> int:
-        return seed * self.parts + self.part
 
 
 class OmniTraining(L.LightningModule):
@@ -155,6 +97,7 @@ class OmniTraining(L.LightningModule):
             nn.ModuleList(nn.Linear(model.config.context.d_model, sum(classes)) for _ in range(2))
             for classes in (SHOWN_CLASSES, HEARD_CLASSES)
         )
+        self.worlds = WorldLosses(model)
         self.ema = Average(model, recipe.ema)
         self.pointer, self.asker, self.linker = Pointer(model), Pointer(model, before=1), Linker(model)
         self._check_pointer()
@@ -208,8 +151,7 @@ class OmniTraining(L.LightningModule):
         The denoiser also says which thing each token shows: the squared error alone says very little about which of two
         things has which colour and place, as long as it does not know which of them a token belongs to.
         """
-        cache = self.model.new_cache(len(batch.input_ids))
-        hidden = self.model.read(Inputs(batch.input_ids, batch.mask), cache)
+        cache, hidden = read_prompts(self.model, batch.input_ids, batch.mask)
         labels = batch.input_ids.masked_fill(~batch.mask, losses.IGNORED)
         caption = losses.next_token(self.model.predict(hidden), labels)
         codec = self.model.codec or PixelCodec()
@@ -217,8 +159,7 @@ class OmniTraining(L.LightningModule):
         t = sample_times(len(data), None, plan.time_mean, std=plan.time_std).to(data.device)
         noise = torch.randn_like(data)
         noisy = interpolate(data, noise, t)
-        hidden = self.model.denoise(noisy, t, cache.fork(plan.draws))
-        velocity = self.model.latents.write(hidden, noisy, t)
+        velocity, hidden = (streams["video"] for streams in self.model.denoise(noisy, t, cache.fork(plan.draws)))
         named = self.thing_head(hidden).split(THING_CLASSES, dim=-1)
         things = batch.things.repeat_interleave(plan.draws, dim=0).unbind(-1)
         told = sum(losses.balanced(*pair) for pair in zip(named, things, strict=True))
@@ -231,6 +172,14 @@ class OmniTraining(L.LightningModule):
     def talk_losses(self, plan: TalkPlan, batch: TalkBatch) -> dict[str, tuple[float, Tensor]]:
         hidden = self.model.read(Inputs(batch.input_ids, segments=batch.segments))
         return {"talk": (plan.weight, losses.next_token(self.model.predict(hidden), batch.labels))}
+
+    def animate_losses(self, plan: AnimatePlan, batch: RolloutBatch) -> dict[str, tuple[float, Tensor]]:
+        context, _ = read_prompts(self.model, batch.input_ids, batch.mask)
+        return self.worlds.animate(self.model, plan, batch, context)
+
+    def act_losses(self, plan: ActPlan, batch: RolloutBatch) -> dict[str, tuple[float, Tensor]]:
+        context, _ = read_prompts(self.model, batch.input_ids, batch.mask)
+        return self.worlds.act(self.model, plan, batch, context)
 
     def sense_losses(self, kind: str, plan: SensePlan, batch: SenseBatch) -> dict[str, tuple[float, Tensor]]:
         """Next tokens of the answers; what each token shows or sounds like, before and as it is read.
@@ -404,26 +353,6 @@ class OmniTraining(L.LightningModule):
         return {kind: (plan, data.to(device)) for kind, (plan, data) in batch.items()}
 
 
-def encoding(model: Omni) -> Encoding:
-    """What the batches must know of ``model``."""
-    v, special, tokenizer = model.config.vision, model.config.special_tokens, model.tokenizer
-    patch, token = (v.patch_size, v.token_pixels) if v else (1, 1)
-    media = [kind for kind in ("image", "video", "sound") if kind in special]
-    return Encoding(
-        tokenizer.encode,
-        tokenizer.encode_chat,
-        tokenizer.special,
-        patch,
-        token,
-        model.config.latent.token_pixels if model.config.latent else 1,
-        tubelet=v.tubelet if v else 1,
-        n_mels=model.config.sound.n_mels if model.config.sound else 1,
-        sound_tokens=model.sound.tokens_of if model.sound else int,
-        names={kind: tokenizer.name_of(special[kind]) for kind in media},
-        placeholders=tuple(special[kind] for kind in media),
-    )
-
-
 def build(recipe: Recipe) -> OmniTraining:
     """A fresh model of the recipe's preset, seeded, in its training module."""
     from omni.families import preset
@@ -434,6 +363,9 @@ def build(recipe: Recipe) -> OmniTraining:
     if model.codec is not None:
         fitted_on = draw_batch(recipe.seed, CODEC_SCENES, encoding(model))
         model.codec.fit(fitted_on.pixels)
+    if model.sound_codec is not None:
+        heard = [sample_motion(TRAIN_SEEDS.start + i).sound for i in range(CODEC_SOUNDS)]
+        model.sound_codec.fit(torch.from_numpy(np.stack(heard)).float()[:, None])
     return OmniTraining(model, recipe)
 
 

@@ -3,6 +3,7 @@
 import csv
 import signal
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import lightning as L
@@ -14,10 +15,12 @@ from torch import Tensor
 
 from omni.data.batches import read_batch
 from omni.data.scenes import CATEGORIES, check, sample_prompt
+from omni.data.worlds import act_batch, animate_batch
 from omni.families import save
 from omni.inputs import Inputs
 from omni.losses import next_token
 from omni.pipelines.images import TextToImage, contact_sheet, save_png
+from omni.recipe import ActPlan, AnimatePlan
 from omni.tensorfile import write_json
 from omni.training import OmniTraining, encoding
 
@@ -26,8 +29,9 @@ PROMPTS = 12
 
 
 class Probe(L.Callback):
-    """Every ``every`` steps: held-out reading loss with the page, with a blank page and with another row's page, and a
-    sheet of pictures with how many show what was asked. Lines go to ``probes.csv``, sheets to ``samples/``."""
+    """Every ``every`` steps: held-out reading loss with the page, with a blank page and with another row's page; a
+    sheet of pictures with how many show what was asked; errors of videos and actions, and their controls. Lines go to
+    ``probes.csv``, sheets to ``samples/``."""
 
     def __init__(self, out: Path, every: int) -> None:
         self.out, self.every = out, every
@@ -44,6 +48,9 @@ class Probe(L.Callback):
                 row |= reading(module, stage.read.mixture)
             if stage.draw is not None:
                 row |= drawing(module, self.out / "samples" / f"{trainer.global_step:06d}.png")
+            for kind in ("animate", "act"):
+                if getattr(stage, kind) is not None:
+                    row |= denoising(module, kind, getattr(stage, kind))
         append(self.out / "probes.csv", row)
         plot(self.out)
 
@@ -119,6 +126,23 @@ def drawing(module: OmniTraining, path: Path) -> dict[str, float]:
     path.parent.mkdir(parents=True, exist_ok=True)
     save_png(sheet.resize((sheet.width * 2, sheet.height * 2), Image.Resampling.NEAREST), path)
     return {"drawn_right": sum(right) / PROMPTS}
+
+
+def denoising(module: OmniTraining, kind: str, plan: AnimatePlan | ActPlan) -> dict[str, float]:
+    """Held-out errors of videos, or of a policy's actions, and the control that must be worse once the model reads and
+    looks: with another row's sentence, or another row's first frame."""
+    words, shuffled = encoding(module.model), {}
+    if kind == "animate":
+        batch = animate_batch(-HELD_OUT, PROMPTS, words, kinds=plan.kinds, drop=0.0).to(module.device)
+        shuffled = {name: getattr(batch, name).roll(1, dims=0) for name in ("input_ids", "mask")}
+    else:
+        batch = act_batch(-HELD_OUT, PROMPTS, words, worlds=plan.worlds, still=True, drop=0.0).to(module.device)
+        shuffled = {"frames": batch.frames.roll(1, dims=0)}
+    row = {}
+    for name, shown in ((kind, batch), (f"{kind}_shuffled", replace(batch, **shuffled))):
+        torch.manual_seed(HELD_OUT)
+        row[name] = float(getattr(module, f"{kind}_losses")(plan, shown)[kind][1])
+    return row
 
 
 def append(path: Path, row: dict) -> None:

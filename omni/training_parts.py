@@ -96,6 +96,13 @@ class Average(nn.Module):
             else:
                 average.copy_(value)
 
+    @torch.no_grad()
+    def restart(self, model: nn.Module, prefix: str) -> None:
+        """Averages of the weights whose names begin so are what the weights are now."""
+        for name, value in model.state_dict().items():
+            if name.startswith(prefix):
+                self.get_buffer(name.replace(".", "/")).copy_(value)
+
     def weights(self) -> dict[str, Tensor]:
         """The averaged state dict."""
         return {n.replace("/", "."): b for n, b in self.named_buffers() if n != "updates"}
@@ -105,6 +112,7 @@ def load_weights(module: nn.Module, source: str | Path) -> None:
     """Start from another run's checkpoint or from a saved model's folder.
 
     Strict, but for parts that the source was trained without; heads that serve training only are not in a folder.
+    A denoiser of pictures alone begins with videos as :meth:`omni.decoders.heads.LatentHead.spread` says.
     """
     state = _folder_state(source) if Path(source).is_dir() else _checkpoint_state(source)
     missing, unexpected = module.load_state_dict(state, strict=False)
@@ -112,6 +120,9 @@ def load_weights(module: nn.Module, source: str | Path) -> None:
         raise ValueError(f"{source} holds weights that the recipe's model has no place for: {unexpected[:5]}")
     if len(missing) == len(module.state_dict()):
         raise ValueError(f"{source} holds none of the model's weights")
+    if "model.latents.next_in.weight" in missing:
+        module.model.latents.spread()
+        module.ema.restart(module.model, "latents.next_")
 
 
 def _checkpoint_state(path: str | Path) -> dict[str, Tensor]:

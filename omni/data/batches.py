@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from omni.config import ActionConfig
 from omni.data.booklets import NOT_ANSWERABLE, foreign_question
 from omni.data.documents import SIZES, Document, sample_document
 from omni.data.pointers import asks, numbered, pointers, squares, telling
@@ -110,6 +111,7 @@ class Encoding:
     names: dict[str, str] = field(default_factory=dict)  # how the placeholder of each kind of media is written
     placeholders: tuple[int, ...] = ()
     parts: int = 1  # processes that share a batch
+    action: ActionConfig | None = None  # whose actions the model knows
 
 
 def glyph_targets(document: Document, patch: int) -> np.ndarray:

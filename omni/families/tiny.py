@@ -1,20 +1,27 @@
 """omni-tiny: the small model that the project trains itself and ships, with a part of every kind the family has."""
 
 from omni.config import (
+    ActionConfig,
     AttentionConfig,
     CodecConfig,
+    Embodiment,
+    GenerationConfig,
     LatentConfig,
     MambaConfig,
     MediaConfig,
     MoEConfig,
+    Normalizer,
     OmniConfig,
     RotaryConfig,
     SoundConfig,
+    SoundLatentConfig,
     TimeConfig,
     TowerConfig,
     VisionConfig,
+    WalkConfig,
     replace,
 )
+from omni.config_latents import MelConfig
 
 D_MODEL = 192
 THETA = 4000.0
@@ -33,6 +40,28 @@ CONTEXT = TowerConfig(
         rotary=RotaryConfig(theta=THETA, sections=(6, 5, 5)),
     ),
     moe=MoEConfig(n_experts=8, n_active_experts=2, d_ff=256, d_shared=384, d_latent=96, balance_loss=1e-3),
+)
+
+PACE = 10.0
+"""Rotary positions that a second of video, sound or actions takes: one an action of either robot."""
+
+EMBODIMENTS = (  # with the quantiles of their experts' actions
+    Embodiment(
+        name="pusht",  # target of the agent on a table of 512 x 512
+        domain=0,
+        width=2,
+        normalizer=Normalizer(method="quantile", offset=(242.6, 279.0), scale=(175.2, 177.0)),
+        fps=10.0,
+        chunk=16,
+    ),
+    Embodiment(
+        name="omni_arm",  # target angles of two joints, in radians
+        domain=1,
+        width=2,
+        normalizer=Normalizer(method="quantile", offset=(0.793, 1.770), scale=(1.291, 0.832)),
+        fps=10.0,
+        chunk=16,
+    ),
 )
 
 TINY = OmniConfig(
@@ -62,15 +91,26 @@ TINY = OmniConfig(
     ),
     media=MediaConfig(video_patches=64, max_frames=32, fps=4.0),
     denoiser=replace(CONTEXT, time=TimeConfig(mode="adaln")),
-    latent=LatentConfig(patch_size=1, channels=24, image_size=64, position_offset=0, codec=CodecConfig(), max_grid=8),
+    latent=LatentConfig(
+        patch_size=1,
+        channels=24,
+        image_size=64,
+        position_offset=0,
+        codec=CodecConfig(),
+        max_grid=8,
+        patch_frames=4,
+        clock=8,
+        positions_a_second=PACE,
+    ),
+    sound_latent=SoundLatentConfig(channels=32, rate=25.0, positions_a_second=PACE, codec=MelConfig()),
+    action=ActionConfig(width=8, n_domains=4, positions_a_second=PACE, embodiments=EMBODIMENTS),
+    generation=GenerationConfig(
+        image=WalkConfig(steps=30, guidance=1.7, shift=3.0, eta=1.0),
+        upsample=True,
+    ),
     max_positions=4096,
     special_tokens={"bos": 1, "eos": [11, 2], "mask": 3, "pad": 21, "image": 14, "video": 15, "sound": 16},
     sampling={
-        "image_steps": 30.0,
-        "image_guidance": 1.7,
-        "image_shift": 3.0,
-        "image_eta": 1.0,
-        "image_upsample": 1.0,
         "document_views": 4.0,
         "document_read_first": 1.0,
         "document_together": 0.0,

@@ -1,0 +1,145 @@
+"""Batches of rollouts: what is read, what is given and what is to be denoised. Pure functions of a seed.
+
+    animate   moving things: a sentence, a video and its sound; mostly the first frame is given
+    act       robots: an instruction, a video and the actions that lead through it
+                policy    given the first frame             to be found: actions and further frames
+                forward   given the first frame, actions    to be found: further frames
+                inverse   given all frames                  to be found: actions
+
+Frames stay bytes until the training step makes latents of them. Negative seeds draw what is held out. Source of the
+modes: ``reference`` cosmos3, section 6.4.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from random import Random
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from omni.data import HELD_OUT_SEEDS, TRAIN_SEEDS
+from omni.data.batches import Batch, Encoding
+from omni.data.episodes import sample_arm, sample_pusht
+from omni.data.motion import sample_motion
+from omni.data.rollout import Rollout
+from omni.recipe import MODES
+from omni.tokenizers.action import embodiment, encode
+from omni.tokenizers.prompts import caption_ids
+
+TRACKS = 4  # things whose places are asked for
+STILL_ROWS = 4  # a batch of first frames alone has that many times more rows: they are a quarter of the tokens, or less
+
+MOTION = "motion"
+ROBOTS: dict[str, Callable[[int], Rollout]] = {"pusht": sample_pusht, "omni_arm": sample_arm}
+WORLDS = (MOTION, *ROBOTS)
+
+
+@dataclass(frozen=True)
+class RolloutBatch(Batch):
+    input_ids: Tensor  # (b, n) right-padded sentences
+    mask: Tensor  # (b, n)
+    frames: Tensor  # (b, 3, T, H, W) uint8
+    given: Tensor  # (b, T) True at frames that carry no noise
+    fps: Tensor  # (b,)
+    worlds: Tensor  # (b,) index into WORLDS
+    tracks: Tensor  # (b, TRACKS, T, 2) x and y of things as shares of the picture's sides; NaN where there is none
+    sound: Tensor | None = None  # (b, 1, samples) at SOUND_RATE
+    actions: Tensor | None = None  # (b, n, a) as the model has them: normalised, and zeros behind their width
+    given_actions: Tensor | None = None  # (b, n)
+    domains: Tensor | None = None  # (b,) whose actions they are
+    widths: Tensor | None = None  # (b,) numbers of an action that mean something
+
+
+def animate_batch(
+    seed: int,
+    size: int,
+    encoding: Encoding,
+    *,
+    kinds: dict[str, float] | None = None,
+    sound: bool = False,
+    free: float = 0.0,
+    drop: float = 0.1,
+) -> RolloutBatch:
+    """``size`` rollouts of moving things; in a share ``free`` no frame is given, a share ``drop`` of sentences is void.
+
+    ``kinds`` weighs what happens, by default all alike.
+    """
+    rng = Random(f"animate {seed}")
+    names = rng.choices(list(kinds), list(kinds.values()), k=size) if kinds else [None] * size
+    rollouts = [sample_motion(TRAIN_SEEDS.start + seed * 4096 + i, name) for i, name in enumerate(names)]
+    given = torch.zeros(size, len(rollouts[0].frames), dtype=torch.bool)
+    given[:, 0] = torch.tensor([rng.random() >= free for _ in rollouts])
+    shown = _shown(rollouts, [MOTION] * size, encoding, drop, rng)
+    heard = torch.from_numpy(np.stack([r.sound for r in rollouts])).float()[:, None] if sound else None
+    return RolloutBatch(**shown, given=given, sound=heard)
+
+
+def act_batch(
+    seed: int,
+    size: int,
+    encoding: Encoding,
+    *,
+    worlds: dict[str, float] | None = None,
+    modes: dict[str, float] | None = None,
+    still: bool = False,
+    drop: float = 0.1,
+) -> RolloutBatch:
+    """``size`` rollouts of robots, each with a mode of its own; ``worlds`` and ``modes`` weigh them, by default alike.
+
+    ``still``: only the first frames are there and the actions are to be found, in STILL_ROWS times as many rollouts.
+    """
+    rng = Random(f"act {seed}")
+    worlds, modes = worlds or dict.fromkeys(ROBOTS, 1.0), modes or dict.fromkeys(MODES, 1.0)
+    unknown = sorted(set(worlds) - set(ROBOTS))
+    if unknown:
+        raise ValueError(f"there are no worlds {unknown}; known: {', '.join(ROBOTS)}")
+    size = size * STILL_ROWS if still else size
+    names = rng.choices(list(worlds), list(worlds.values()), k=size)
+    first, count = (TRAIN_SEEDS.start, 2**40) if seed >= 0 else (HELD_OUT_SEEDS.start, len(HELD_OUT_SEEDS))
+    rollouts = [ROBOTS[name](first + rng.randrange(count)) for name in names]
+    asked = ["policy"] * size if still else rng.choices(list(modes), list(modes.values()), k=size)
+    shown = _shown(rollouts, names, encoding, drop, rng)
+    given = torch.zeros(size, shown["frames"].shape[2], dtype=torch.bool)
+    given[:, 0] = True
+    given[[mode == "inverse" for mode in asked]] = True
+    if still:
+        shown |= {"frames": shown["frames"][:, :, :1]}
+        given = given[:, :1]
+    width = encoding.action.width
+    bodies = [embodiment(r.embodiment, encoding.action) for r in rollouts]
+    actions = torch.stack([encode(r.actions, body, width) for r, body in zip(rollouts, bodies, strict=True)]).float()
+    given_actions = torch.tensor([[mode == "forward"] for mode in asked]).repeat(1, actions.shape[1])
+    return RolloutBatch(
+        **shown,
+        given=given,
+        actions=actions,
+        given_actions=given_actions,
+        domains=torch.tensor([body.domain for body in bodies]),
+        widths=torch.tensor([body.width for body in bodies]),
+    )
+
+
+def _shown(rollouts: Sequence[Rollout], worlds: Sequence[str], encoding: Encoding, drop: float, rng: Random) -> dict:
+    """What the rows of every batch hold."""
+    prompts = ["" if rng.random() < drop else rollout.prompt for rollout in rollouts]
+    rows = [caption_ids(prompt, encoding.special, encoding.encode) for prompt in prompts]
+    width = max(len(row) for row in rows)
+    frames = torch.from_numpy(np.stack([rollout.frames for rollout in rollouts]))
+    return {
+        "input_ids": torch.tensor([row + [encoding.special["pad"]] * (width - len(row)) for row in rows]),
+        "mask": torch.arange(width) < torch.tensor([[len(row)] for row in rows]),
+        "frames": frames.permute(0, 4, 1, 2, 3),
+        "fps": torch.tensor([rollout.fps for rollout in rollouts]),
+        "worlds": torch.tensor([WORLDS.index(world) for world in worlds]),
+        "tracks": torch.from_numpy(np.stack([_tracks(rollout) for rollout in rollouts])),
+    }
+
+
+def _tracks(rollout: Rollout) -> np.ndarray:
+    """(TRACKS, T, 2) as shares of the picture, in the rollout's order; NaN where there are fewer things."""
+    frames, height, width = rollout.frames.shape[:3]
+    found = np.full((TRACKS, frames, 2), np.nan, dtype=np.float32)
+    for i, track in enumerate(list(rollout.tracks.values())[:TRACKS]):
+        found[i] = track / (width, height)
+    return found

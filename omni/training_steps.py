@@ -1,0 +1,109 @@
+"""The batches of a recipe, step by step: which kinds are due, and what each process makes of them."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from random import Random
+from typing import Any
+
+import torch
+from torch.utils.data import IterableDataset
+
+from omni.data.batches import DrawBatch, Encoding, ReadBatch, TalkBatch, draw_batch, read_batch, talk_batch
+from omni.data.documents import SIZES
+from omni.data.senses import SENSES as SENSE_BATCHES
+from omni.data.senses import SenseBatch
+from omni.data.worlds import RolloutBatch, act_batch, animate_batch
+from omni.model import Omni
+from omni.recipe import PLANS, SENSES, ActPlan, AnimatePlan, DrawPlan, ReadPlan, Recipe, SensePlan, TalkPlan, scaled
+
+
+class Steps(IterableDataset):
+    """The batches of a recipe from ``start`` on: a dict of one batch for each kind that is due.
+
+    ``part`` is which of ``parts`` processes this is: each draws its own samples of the same kind and shape, so that
+    none waits for another.
+    """
+
+    def __init__(self, recipe: Recipe, encoding: Encoding, start: int = 0, part: int = 0, parts: int = 1) -> None:
+        self.recipe, self.encoding, self.start = recipe, encoding, start
+        self.part, self.parts = part, parts
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        worker = torch.utils.data.get_worker_info()
+        first, stride = (worker.id, worker.num_workers) if worker else (0, 1)
+        for step in range(self.start + first, self.recipe.steps, stride):
+            yield self.batches(step)
+
+    def batches(self, step: int) -> dict[str, Any]:
+        stage, inner = self.recipe.at(step)
+        seed = self.recipe.seed * 1_000_003 + step
+        scale = self.recipe.batch_scale
+        made = {}
+        for i, kind in enumerate(PLANS):
+            plan = getattr(stage, kind)
+            if plan is not None and (inner + i) % plan.every == 0:  # not all kinds in the same steps
+                make = self._sense if kind in SENSES else getattr(self, f"_{kind}")
+                made[kind] = (plan, make(seed, scaled(plan, scale), **({"kind": kind} if kind in SENSES else {})))
+        return made
+
+    def _sense(self, seed: int, plan: SensePlan, kind: str) -> SenseBatch:
+        more = {"kinds": plan.kinds} if kind in ("watch", "listen") else {}
+        own = replace(self.encoding, parts=self.parts)
+        return SENSE_BATCHES[kind](self._own(seed), plan.size, own, plan.questions, plan.read_first, **more)
+
+    def _read(self, seed: int, plan: ReadPlan) -> ReadBatch:
+        look = Random(f"read {seed}")  # the same in every process
+        level = look.choices(list(plan.mixture), list(plan.mixture.values()))[0]
+        return read_batch(
+            self._own(seed),
+            plan.size,
+            level,
+            self.encoding,
+            shape=look.choice(SIZES[level]),
+            bare=look.random() < plan.bare,
+            questions=plan.questions,
+            talk=plan.talk,
+            read_first=look.random() < plan.read_first,
+            foreign=plan.foreign,
+            given=plan.given,
+        )
+
+    def _draw(self, seed: int, plan: DrawPlan) -> DrawBatch:
+        return draw_batch(self._own(seed), plan.size, self.encoding, plan.drop, plan.mixture, plan.full)
+
+    def _talk(self, seed: int, plan: TalkPlan) -> TalkBatch:
+        return talk_batch(self._own(seed), plan.size, plan.width, self.encoding, plan.upsample)
+
+    def _animate(self, seed: int, plan: AnimatePlan) -> RolloutBatch:
+        sound = Random(f"animated sound {seed}").random() < plan.sound  # the same in every process
+        more = {"kinds": plan.kinds, "sound": sound, "free": plan.free, "drop": plan.drop}
+        return animate_batch(self._own(seed), plan.size, self.encoding, **more)
+
+    def _act(self, seed: int, plan: ActPlan) -> RolloutBatch:
+        still = Random(f"still {seed}").random() < plan.still  # the same in every process
+        more = {"worlds": plan.worlds, "modes": plan.modes, "still": still, "drop": plan.drop}
+        return act_batch(self._own(seed), plan.size, self.encoding, **more)
+
+    def _own(self, seed: int) -> int:
+        return seed * self.parts + self.part
+
+
+def encoding(model: Omni) -> Encoding:
+    """What the batches must know of ``model``."""
+    v, special, tokenizer = model.config.vision, model.config.special_tokens, model.tokenizer
+    patch, token = (v.patch_size, v.token_pixels) if v else (1, 1)
+    media = [kind for kind in ("image", "video", "sound") if kind in special]
+    return Encoding(
+        tokenizer.encode,
+        tokenizer.encode_chat,
+        tokenizer.special,
+        patch,
+        token,
+        model.config.latent.token_pixels if model.config.latent else 1,
+        tubelet=v.tubelet if v else 1,
+        n_mels=model.config.sound.n_mels if model.config.sound else 1,
+        sound_tokens=model.sound.tokens_of if model.sound else int,
+        names={kind: tokenizer.name_of(special[kind]) for kind in media},
+        placeholders=tuple(special[kind] for kind in media),
+        action=model.config.action,
+    )

@@ -1,0 +1,151 @@
+"""What training asks of rollouts: the velocity of their streams, and where the things in them are.
+
+    frames ── codec ──> latents ─┐ given ones stay clean, the others move along the straight path to one noise level
+    sound  ── codec ──> latents ─┼──> denoiser, over one reading of the sentence ──> velocity of every stream
+    actions ─────────────────────┘                                              └──> places of things: this head only
+                                                                                     serves training
+
+The squared error of a few bright pixels says little about where a thing is; asked for its place, the denoiser looks.
+Source of the loss: ``reference`` cosmos3, sections 4.1 and 6.4.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from omni import losses
+from omni.cache import Cache
+from omni.data.worlds import TRACKS, WORLDS, RolloutBatch
+from omni.decoders.flow import interpolate, sample_times
+from omni.decoders.heads import Grid
+from omni.inputs import Inputs
+from omni.model import Omni
+from omni.recipe import ActPlan, AnimatePlan
+from omni.streams import ACTION, SOUND, VIDEO, Scene
+from omni.tokenizers.latent import PixelCodec
+
+Parts = dict[str, tuple[float, Tensor]]
+"""Losses by name, each with its weight."""
+
+
+class TrackHead(nn.Module):
+    """Where the things of one world are, as shares of the picture's sides: x, y.
+
+    In every frame a thing is looked for: its tokens are weighed against each other, and each says how far from its own
+    centre the thing is. Actions say where things are in the frame that they lead to.
+    """
+
+    def __init__(self, d_model: int, patch_frames: int) -> None:
+        super().__init__()
+        self.first = nn.Linear(d_model, TRACKS * 3)
+        self.later = nn.Linear(d_model, patch_frames * TRACKS * 3)
+        self.acting = nn.Linear(d_model, TRACKS * 2)
+
+    def video(self, hidden: Tensor, grid: Grid) -> Tensor:
+        """(b, t h w, d) -> (b, TRACKS, T, 2)"""
+        (_, h, w), n = grid, grid[1] * grid[2]
+        said = [self.first(hidden[:, :n]).view(len(hidden), 1, n, TRACKS, 3)]
+        rest = self.later(hidden[:, n:]).unflatten(-1, (-1, TRACKS, 3)).unflatten(1, (grid[0] - 1, n))
+        said.append(rest.transpose(2, 3).flatten(1, 2))  # (b, T - 1, n, TRACKS, 3)
+        said = torch.cat(said, dim=1)
+        x, y = (torch.arange(side, device=hidden.device, dtype=hidden.dtype).add(0.5) / side for side in (w, h))
+        centres = torch.stack([x.repeat(h), y.repeat_interleave(w)], dim=-1)[:, None]  # (n, 1, 2)
+        side = torch.tensor([1 / w, 1 / h], device=hidden.device, dtype=hidden.dtype)
+        weights = said[..., :1].softmax(dim=2)
+        return (weights * (centres + said[..., 1:] * side)).sum(dim=2).transpose(1, 2)
+
+    def action(self, hidden: Tensor) -> Tensor:
+        """(b, n, d) -> (b, TRACKS, n, 2)"""
+        return self.acting(hidden).unflatten(-1, (TRACKS, 2)).transpose(1, 2)
+
+
+class WorldLosses(nn.Module):
+    """The objectives of moving things and of robots. Holds the heads that serve training only, not the model."""
+
+    def __init__(self, model: Omni) -> None:
+        super().__init__()
+        size, patch_frames = (
+            (model.config.denoiser.d_model, model.config.latent.patch_frames) if model.latents else (1, 1)
+        )
+        self.tracks = nn.ModuleDict({world: TrackHead(size, patch_frames) for world in WORLDS})
+
+    def animate(self, model: Omni, plan: AnimatePlan, batch: RolloutBatch, context: Cache) -> Parts:
+        """Velocity of the video and of its sound, and the things' places. ``context``: the sentences, read."""
+        found, places = self._denoise(model, plan, batch, context)
+        parts = {"animate": (plan.weight, found[VIDEO]), "animate_tracks": (plan.track_weight, places[VIDEO])}
+        return parts | ({"animate_sound": (plan.sound_weight, found[SOUND])} if SOUND in found else {})
+
+    def act(self, model: Omni, plan: ActPlan, batch: RolloutBatch, context: Cache) -> Parts:
+        """Velocity of the actions and of the video, and the places of the scene's parts."""
+        found, places = self._denoise(model, plan, batch, context)
+        parts = {"act": (plan.action_weight, found[ACTION]), "act_tracks": (plan.track_weight, places[ACTION])}
+        parts["act_seen"] = plan.track_weight, places[VIDEO]
+        return parts | ({"act_video": (plan.weight, found[VIDEO])} if batch.frames.shape[2] > 1 else {})
+
+    def _denoise(
+        self, model: Omni, plan: AnimatePlan | ActPlan, batch: RolloutBatch, context: Cache
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Of each stream the velocity's error where it is noisy; and that of the places, as its tokens tell them."""
+        data, clean = streams(model, batch)
+        data = {name: x.repeat_interleave(plan.draws, dim=0) for name, x in data.items()}
+        clean = {name: x.repeat_interleave(plan.draws, dim=0) for name, x in clean.items()}
+        rows = len(data[VIDEO])
+        t = sample_times(rows, None, plan.time_mean, std=plan.time_std).to(data[VIDEO].device)
+        noise = {name: torch.randn_like(x) for name, x in data.items()}
+        own = {name: _open(x, ~clean[name]) if name in clean else torch.ones_like(x[:, :1]) for name, x in data.items()}
+        if batch.widths is not None:
+            widths = batch.widths.repeat_interleave(plan.draws)
+            meant = torch.arange(data[ACTION].shape[2], device=widths.device) < widths[:, None, None]
+            noise[ACTION], own[ACTION] = noise[ACTION] * meant, own[ACTION] * meant
+        state = {name: torch.where(own[name] > 0, interpolate(x, noise[name], t), x) for name, x in data.items()}
+        scene = Scene(
+            fps=batch.fps.repeat_interleave(plan.draws),
+            clean=clean,
+            domains=None if batch.domains is None else batch.domains.repeat_interleave(plan.draws),
+        )
+        velocity, hidden = model.denoise(state, t, context.fork(plan.draws), scene)
+        errors = {name: losses.flow(velocity[name], data[name], noise[name], own[name]) for name in data}
+        return errors, self._places(hidden, batch, plan.draws, model.latents.grid(data[VIDEO]))
+
+    def _places(self, hidden: dict[str, Tensor], batch: RolloutBatch, draws: int, grid: Grid) -> dict[str, Tensor]:
+        """Mean error of the places that tokens of the video and of the actions tell, over all worlds."""
+        world, tracks = batch.worlds.repeat_interleave(draws), batch.tracks.repeat_interleave(draws, dim=0)
+        told, true = {VIDEO: [], ACTION: []}, {VIDEO: [], ACTION: []}
+        for i in sorted(set(batch.worlds.tolist())):
+            head, rows = self.tracks[WORLDS[i]], world == i
+            told[VIDEO].append(head.video(hidden[VIDEO][rows], grid))
+            true[VIDEO].append(tracks[rows, :, : batch.frames.shape[2]])
+            if ACTION in hidden:
+                told[ACTION].append(head.action(hidden[ACTION][rows]))
+                true[ACTION].append(tracks[rows, :, 1:])
+        return {name: losses.places(torch.cat(found), torch.cat(true[name])) for name, found in told.items() if found}
+
+
+def read_prompts(model: Omni, ids: Tensor, mask: Tensor) -> tuple[Cache, Tensor]:
+    """The context tower's cache of sentences and its hidden states (b, n, d): without gradients where all is frozen."""
+    learns = any(p.requires_grad for part in (model.embed, model.context) for p in part.parameters())
+    with torch.set_grad_enabled(learns and torch.is_grad_enabled()):
+        cache = model.new_cache(len(ids))
+        return cache, model.read(Inputs(ids, mask), cache)
+
+
+@torch.no_grad()
+def streams(model: Omni, batch: RolloutBatch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """What the denoiser refines, clean, by stream; and which frames of it (b, frames) are given."""
+    codec = model.codec or PixelCodec()
+    data, clean = {VIDEO: codec.encode(batch.frames.float() / 255)}, {VIDEO: batch.given}
+    if batch.sound is not None:
+        if model.sound_codec is None:
+            raise ValueError(
+                "this model has no codec of sounds: set SoundLatentConfig.codec, or AnimatePlan.sound to 0"
+            )
+        data[SOUND] = model.sound_codec.encode(batch.sound)
+    if batch.actions is not None:
+        data[ACTION], clean[ACTION] = batch.actions, batch.given_actions
+    return data, clean
+
+
+def _open(x: Tensor, noisy: Tensor) -> Tensor:
+    """Flags (b, frames) of a stream's frames, 1 where they are noisy, in a shape that broadcasts to ``x``."""
+    if x.dim() == 5:
+        return noisy[:, None, :, None, None].to(x.dtype)
+    return noisy[..., None].to(x.dtype)

@@ -12,7 +12,7 @@ PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-demo: $(BASE)  ## read documents, draw pictures, chat; writes demo/index.html
+demo: $(BASE)  ## read documents, draw, animate, drive robots, chat; writes demo/index.html
 	$(BIN)/python -m omni.demo
 
 test: $(DEV)  ## lint and the fast tests: what continuous integration runs
@@ -42,7 +42,7 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(BASE): pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[robot]"
 	touch $@
 
 $(DEV): pyproject.toml | $(BIN)/python

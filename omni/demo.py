@@ -1,4 +1,4 @@
-"""``python -m omni.demo``: read documents, watch, listen, draw, chat, and show it all on one page.
+"""``python -m omni.demo``: read documents, watch, listen, draw, animate, act, chat, and show it all on one page.
 
 Writes ``demo/index.html``: one file without any outside reference. What can be checked is checked: answers against
 ``assets/samples/questions.json`` and ``media.json``, pictures by the detector of the scene world. An hour of video is
@@ -13,7 +13,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ import omni
 from omni.assets import find_assets
 from omni.data.clips import long_clip
 from omni.data.scenes import CATEGORIES, check, sample_prompt
+from omni.demo_motion import animations, rollouts
 from omni.metrics import exact_match
 from omni.model import Omni
 from omni.pipelines.chat import Chat
@@ -78,6 +79,8 @@ def run(name: str) -> dict[str, Any]:
         "documents": list(_documents(model)),
         "media": [*_media(model), _hour(model)],
         "pictures": _pictures(model),
+        "animations": _moving(animations, model, "animating pictures"),
+        "robots": _moving(rollouts, model, "driving robots"),
         "conversations": _conversations(model),
     }
     return {**result, "seconds": time.perf_counter() - start, "scores": _scores(result)}
@@ -211,6 +214,13 @@ def _pictures(model: Omni) -> dict[str, Any]:
     return {"items": items, "seconds": took[0]}
 
 
+def _moving(make: Callable[[Omni], list], model: Omni, what: str) -> dict[str, Any]:
+    _say(what)
+    with _timed() as took:
+        items = make(model)
+    return {"items": items, "seconds": took[0]}
+
+
 def _conversations(model: Omni) -> dict[str, Any]:
     """Short conversations; every reply reads what was said before."""
     chat = Chat(model)
@@ -235,8 +245,10 @@ def _scores(result: dict[str, Any]) -> list[dict[str, Any]]:
         "answers right": questions,
         "about charts, clips and sounds right": watched,
         "pictures right": result["pictures"]["items"],
+        "videos right": result["animations"]["items"],
+        "robots at their goal": result["robots"]["items"],
     }
-    return [{"what": k, "right": sum(i["right"] for i in v), "of": len(v)} for k, v in kinds.items()]
+    return [{"what": k, "right": sum(i["right"] for i in v), "of": len(v)} for k, v in kinds.items() if v]
 
 
 def summary(result: dict[str, Any]) -> str:

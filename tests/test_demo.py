@@ -6,7 +6,9 @@ import pytest
 import torch
 
 import omni
-from omni import demo
+from omni import demo, demo_motion
+from omni.config import WalkConfig, replace
+from omni.data.motion import KINDS
 from omni.families.tiny import TINY
 from omni.model import Omni
 from omni.tokenizers.bytes import ByteTokenizer
@@ -16,13 +18,15 @@ from omni.tokenizers.bytes import ByteTokenizer
 def result() -> dict:
     """A whole run with random weights."""
     torch.manual_seed(0)
-    model = Omni(TINY).eval()
+    quick = WalkConfig(steps=2)
+    model = Omni(replace(TINY, generation=replace(TINY.generation, image=quick, video=quick, action=quick))).eval()
     model.tokenizer = ByteTokenizer()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(omni, "load", lambda name: model)
         patch.setattr(demo, "PICTURES_PER_CATEGORY", 1)
         patch.setattr(demo, "HOUR_MINUTES", 2)
-        patch.setattr("omni.pipelines.images.STEPS", 2)
+        patch.setattr(demo_motion, "EXECUTED", 16)
+        patch.setattr(demo_motion, "ROBOTS", {"omni_arm": 1})
         patch.setattr(demo, "MAX_ANSWER", 3)
         return demo.run("tiny")
 
@@ -32,13 +36,15 @@ def test_everything_is_asked_and_judged(result):
     assert len(questions) >= 20
     assert len(result["pictures"]["items"]) == 6
     assert [m["role"] for m in result["conversations"]["items"][0]] == ["user", "assistant"] * 3
-    answers, watched, pictures = result["scores"]
+    answers, watched, pictures, videos, robots = result["scores"]
+    assert (videos["of"], robots["of"]) == (len(KINDS), 1)
     assert answers == {"what": "answers right", "right": sum(q["right"] for q in questions), "of": len(questions)}
     assert pictures["of"] == 6
     media = [q for item in result["media"] for q in item["questions"]]
     assert len(result["media"]) == 5
     assert watched["of"] == len(media) >= 20
-    said = r"\d+/\d+ answers right, \d+/\d+ about charts, clips and sounds right, \d+/6 pictures right, \d+ s"
+    said = r"\d+/\d+ answers right, \d+/\d+ about charts, clips and sounds right, \d+/6 pictures right, "
+    said += r"\d+/9 videos right, \d+/1 robots at their goal, \d+ s"
     assert re.fullmatch(said, demo.summary(result))
 
 
@@ -51,6 +57,7 @@ def test_the_page_is_whole_and_self_contained(result, tmp_path):
     assert not re.search(r"(src|href)=\"(?!data:)", page)
     sections = [*result["documents"], *result["media"]]
     assert page.count("<img") == len(sections) + len(result["pictures"]["items"])
+    assert page.count("<video") == len(KINDS) + 1
     for document in sections:
         assert document["image"] in page
         assert all(f"<td>{q['question']}" in page for q in document["questions"])

@@ -14,9 +14,11 @@ class CodecConfig:
 
     channels: int = 24
     factor: int = 8  # pixels behind one latent, along a side
+    motion: float = 0.0  # what a video's later frames change since the first, times this; 0: each frame for itself
 
     def __post_init__(self) -> None:
         check_sizes(self)
+        require(0 <= self.motion <= 100, f"CodecConfig.motion is {self.motion}; it must lie between 0 and 100")
         most = 3 * self.factor**2
         require(
             self.channels <= most,

@@ -7,9 +7,9 @@ import torch
 from micro import CODEC_LATENT, micro_model
 from PIL import Image
 
-from omni.config import GenerationConfig, WalkConfig
+from omni.config import CodecConfig, GenerationConfig, WalkConfig
 from omni.pipelines.images import MAX_TOKENS, TextToImage, contact_sheet, read_settings, save_png
-from omni.tokenizers.latent import PixelCodec
+from omni.tokenizers.latent import PatchCodec, PixelCodec
 
 FAST = {"steps": 3, "height": 16, "width": 24}
 
@@ -76,6 +76,19 @@ def test_patch_codec_keeps_what_its_components_span():
     torch.testing.assert_close(latents.var(dim=(0, 2, 3), correction=0).mean(), torch.tensor(1.0), atol=0.01, rtol=0)
     torch.testing.assert_close(codec.decode(latents), pixels, atol=1e-4, rtol=0)
     assert 0 <= codec.decode(9 * latents).min() <= codec.decode(9 * latents).max() <= 1
+
+
+def test_patch_codec_codes_what_a_video_changes():
+    """Where nothing moves its latents are zero; any number of frames comes back, whole or in parts."""
+    codec = PatchCodec(CodecConfig(channels=48, factor=4, motion=2.0))
+    pixels = torch.rand(2, 3, 19, 8, 12, generator=torch.Generator().manual_seed(1))
+    pixels[:, :, 5:9] = pixels[:, :, :1]
+    latents, plain = codec.encode(pixels), PatchCodec(CodecConfig(channels=48, factor=4)).encode(pixels)
+    torch.testing.assert_close(latents[:, :, 0], plain[:, :, 0])
+    torch.testing.assert_close(latents[:, :, 1:], 2 * (plain[:, :, 1:] - plain[:, :, :1]))
+    assert not latents[:, :, 5:9].any()
+    torch.testing.assert_close(codec.decode(latents), pixels, atol=1e-5, rtol=0)
+    torch.testing.assert_close(torch.cat(list(codec.decode_parts(latents)), dim=2), pixels, atol=1e-5, rtol=0)
 
 
 def test_a_codec_of_other_channels_is_refused():

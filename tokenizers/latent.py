@@ -1,5 +1,6 @@
 """Codecs between pixels and the latents that a denoiser refines."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from omni.config import CodecConfig
+
+PART = 16  # frames that are decoded at once
 
 
 class PixelCodec:
@@ -41,7 +44,10 @@ class PatchCodec(nn.Module):
 
     Linear, fitted in closed form (:meth:`fit`) and nearly lossless on pictures with few kinds of edges. Components are
     divided by the square root of their spread: half way between pixels, where the fine ones would drown in the noise of
-    flow matching, and whitening, where they would count as much as the coarse ones. Videos are encoded frame by frame.
+    flow matching, and whitening, where they would count as much as the coarse ones.
+
+    Videos are encoded frame by frame; with ``motion`` each frame behind the first as what it changes, times ``motion``:
+    where nothing moves the latents are zero, and a generator has nothing to copy.
     """
 
     frames = 1  # of a video behind one latent
@@ -50,7 +56,7 @@ class PatchCodec(nn.Module):
 
     def __init__(self, config: CodecConfig) -> None:
         super().__init__()
-        self.channels, self.factor = config.channels, config.factor
+        self.channels, self.factor, self.motion = config.channels, config.factor, config.motion
         size = 3 * config.factor**2
         self.register_buffer("mean", torch.zeros(size))
         self.register_buffer("basis", torch.eye(config.channels, size))
@@ -59,17 +65,27 @@ class PatchCodec(nn.Module):
     def encode(self, pixels: Tensor) -> Tensor:
         """(b, 3, [T,] H, W) in [0, 1] -> (b, channels, [T,] H / factor, W / factor)"""
         if pixels.dim() == 5:
-            return _unframed(self.encode(_framed(pixels)), len(pixels))
+            latents = _unframed(self.encode(_framed(pixels)), len(pixels))
+            first, later = latents[:, :, :1], latents[:, :, 1:]
+            return torch.cat([first, (later - first) * self.motion], dim=2) if self.motion else latents
         latents = (self._patches(pixels) - self.mean) @ self.basis.T / self.scale
         return rearrange(latents, "b h w c -> b c h w")
 
     def decode(self, latents: Tensor) -> Tensor:
         """(b, channels, [T,] h, w) -> (b, 3, [T,] h factor, w factor) in [0, 1]"""
         if latents.dim() == 5:
-            return _unframed(self.decode(_framed(latents)), len(latents))
+            return torch.cat(list(self.decode_parts(latents)), dim=2)
         patches = (rearrange(latents.to(self.mean.dtype), "b c h w -> b h w c") * self.scale) @ self.basis + self.mean
         f = self.factor
         return ((rearrange(patches, "b h w (y x c) -> b c (h y) (w x)", y=f, x=f) + 1) / 2).clamp(0, 1)
+
+    def decode_parts(self, latents: Tensor, tiling: None = None) -> Iterator[Tensor]:
+        """Latents (b, c, T, h, w) -> a few frames after the other: (b, 3, n, H, W) in [0, 1]. There are no tiles."""
+        for i, part in enumerate(latents.split(PART, dim=2)):
+            if self.motion:
+                later = latents[:, :, :1] + part / self.motion
+                part = torch.cat([part[:, :, :1], later[:, :, 1:]], dim=2) if i == 0 else later
+            yield _unframed(self.decode(_framed(part)), len(part))
 
     @torch.no_grad()
     def fit(self, pixels: Tensor) -> None:

@@ -187,10 +187,11 @@ class Episodes:
             _run([partial(_make, self.world.name, held_out, index // PART)], 1, f"episodes of {self.world.name}")
         return _read(path)[index % PART]
 
-    def window(self, seed: int) -> Rollout:
+    def window(self, seed: int, still: bool = False) -> Rollout:
         """FRAMES pictures and the expert's actions between them, always the same for a seed.
 
         An episode is drawn first, then a start after which only the expert acts. Beyond its end the robot holds still.
+        With ``still`` only the first picture is drawn, and stands for all.
         """
         if seed < 0:
             raise ValueError(f"seed is {seed}, must not be negative")
@@ -204,13 +205,17 @@ class Episodes:
         actions = np.concatenate([actions, np.repeat(self.world.hold(end)[None], more, axis=0)])
         return Rollout(
             prompt=self.world.prompt(states[0], rng.randrange(1000)),
-            frames=np.stack([self.world.picture(state) for state in states]),
+            frames=self._pictures(states, still),
             fps=self.world.fps,
             actions=actions.astype(np.float32),
             embodiment=self.world.name,
             tracks=self.world.tracks(states),
             kind=self.world.kind(states[0]),
         )
+
+    def _pictures(self, states: np.ndarray, still: bool) -> np.ndarray:
+        drawn = np.stack([self.world.picture(state) for state in states[: 1 if still else None]])
+        return np.broadcast_to(drawn, (len(states), *drawn.shape[1:]))
 
 
 def _starts(expert: np.ndarray) -> list[int]:
@@ -226,14 +231,14 @@ def _episodes(name: str) -> Episodes:
     return Episodes(name)
 
 
-def sample_pusht(seed: int) -> Rollout:
+def sample_pusht(seed: int, still: bool = False) -> Rollout:
     """A window of the T that is pushed onto its mark; actions (16, 2) are target positions of the agent, 0 to 512."""
-    return _episodes("pusht").window(seed)
+    return _episodes("pusht").window(seed, still)
 
 
-def sample_arm(seed: int) -> Rollout:
+def sample_arm(seed: int, still: bool = False) -> Rollout:
     """A window of the arm that reaches and pushes; actions (16, 2) are target angles of its joints in radians."""
-    return _episodes("omni_arm").window(seed)
+    return _episodes("omni_arm").window(seed, still)
 
 
 # ----------------------------------------------------------------------------------------------------

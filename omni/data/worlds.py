@@ -31,7 +31,7 @@ TRACKS = 4  # things whose places are asked for
 STILL_ROWS = 4  # a batch of first frames alone has that many times more rows: they are a quarter of the tokens, or less
 
 MOTION = "motion"
-ROBOTS: dict[str, Callable[[int], Rollout]] = {"pusht": sample_pusht, "omni_arm": sample_arm}
+ROBOTS: dict[str, Callable[[int, bool], Rollout]] = {"pusht": sample_pusht, "omni_arm": sample_arm}
 WORLDS = (MOTION, *ROBOTS)
 
 
@@ -39,16 +39,18 @@ WORLDS = (MOTION, *ROBOTS)
 class RolloutBatch(Batch):
     input_ids: Tensor  # (b, n) right-padded sentences
     mask: Tensor  # (b, n)
-    frames: Tensor  # (b, 3, T, H, W) uint8
+    frames: Tensor  # (b, 3, T, H, W) uint8, or floats in [0, 1]
     given: Tensor  # (b, T) True at frames that carry no noise
     fps: Tensor  # (b,)
-    worlds: Tensor  # (b,) index into WORLDS
-    tracks: Tensor  # (b, TRACKS, T, 2) x and y of things as shares of the picture's sides; NaN where there is none
+    worlds: Tensor | None = None  # (b,) index into WORLDS; None: nobody knows where things are
+    tracks: Tensor | None = None  # (b, TRACKS, T, 2) x and y of things as shares of the sides; NaN where there is none
     sound: Tensor | None = None  # (b, 1, samples) at SOUND_RATE
     actions: Tensor | None = None  # (b, n, a) as the model has them: normalised, and zeros behind their width
+    states: int = 0  # of the n, rows that say where the robot is before it acts
     given_actions: Tensor | None = None  # (b, n)
     domains: Tensor | None = None  # (b,) whose actions they are
     widths: Tensor | None = None  # (b,) numbers of an action that mean something
+    content: tuple[int, int] | None = None  # rows and columns of pixels that are not padding; None: all
 
 
 def animate_batch(
@@ -97,7 +99,7 @@ def act_batch(
     size = size * STILL_ROWS if still else size
     names = rng.choices(list(worlds), list(worlds.values()), k=size)
     first, count = (TRAIN_SEEDS.start, 2**40) if seed >= 0 else (HELD_OUT_SEEDS.start, len(HELD_OUT_SEEDS))
-    rollouts = [ROBOTS[name](first + rng.randrange(count)) for name in names]
+    rollouts = [ROBOTS[name](first + rng.randrange(count), still) for name in names]
     asked = ["policy"] * size if still else rng.choices(list(modes), list(modes.values()), k=size)
     shown = _shown(rollouts, names, encoding, drop, rng)
     given = torch.zeros(size, shown["frames"].shape[2], dtype=torch.bool)
@@ -123,16 +125,22 @@ def act_batch(
 def _shown(rollouts: Sequence[Rollout], worlds: Sequence[str], encoding: Encoding, drop: float, rng: Random) -> dict:
     """What the rows of every batch hold."""
     prompts = ["" if rng.random() < drop else rollout.prompt for rollout in rollouts]
-    rows = [caption_ids(prompt, encoding.special, encoding.encode) for prompt in prompts]
-    width = max(len(row) for row in rows)
     frames = torch.from_numpy(np.stack([rollout.frames for rollout in rollouts]))
     return {
-        "input_ids": torch.tensor([row + [encoding.special["pad"]] * (width - len(row)) for row in rows]),
-        "mask": torch.arange(width) < torch.tensor([[len(row)] for row in rows]),
+        **sentences([caption_ids(prompt, encoding.special, encoding.encode) for prompt in prompts], encoding),
         "frames": frames.permute(0, 4, 1, 2, 3),
         "fps": torch.tensor([rollout.fps for rollout in rollouts]),
         "worlds": torch.tensor([WORLDS.index(world) for world in worlds]),
         "tracks": torch.from_numpy(np.stack([_tracks(rollout) for rollout in rollouts])),
+    }
+
+
+def sentences(rows: Sequence[list[int]], encoding: Encoding) -> dict[str, Tensor]:
+    """Rows of ids, padded on the right, and which of them are real."""
+    width = max(len(row) for row in rows)
+    return {
+        "input_ids": torch.tensor([row + [encoding.special["pad"]] * (width - len(row)) for row in rows]),
+        "mask": torch.arange(width) < torch.tensor([[len(row)] for row in rows]),
     }
 
 

@@ -96,7 +96,7 @@ TINY = OmniConfig(
         channels=24,
         image_size=64,
         position_offset=0,
-        codec=CodecConfig(),
+        codec=CodecConfig(motion=2.0),
         max_grid=8,
         patch_frames=4,
         clock=8,

@@ -2,12 +2,14 @@
 
 import dataclasses
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 
 from omni.config import ConfigError
+from omni.config_action import STATISTICS
 
 
 def _require(condition: bool, message: str) -> None:
@@ -168,6 +170,7 @@ class AnimatePlan:
     drop: float = 0.1  # share of empty sentences, which is what guidance compares with
     time_mean: float = 0.0  # of the logit of the noise level, and its spread
     time_std: float = 1.2
+    time_shift: float = 1.0  # of the noise level t: s t / (1 + (s - 1) t)
     weight: float = 1.0
     sound_weight: float = 0.5
     track_weight: float = 0.5  # of saying where the things are in each frame
@@ -186,20 +189,32 @@ class ActPlan:
     ``modes`` weighs what is asked of each: ``policy``, the first frame is given; ``forward``, the actions too;
     ``inverse``, all frames. In a share ``still`` of the batches only the first frame is there, and the actions that
     follow: a policy's. Those have few tokens and come in batches that many times larger.
+
+    With ``dataset``, a LeRobot folder, the rollouts are its windows (:mod:`omni.data.demonstrations`), a batch has one
+    mode, and the fields below it count; otherwise they are the ``worlds``'.
     """
 
     size: int
     draws: int = 2
     worlds: dict[str, float] | None = None
     modes: dict[str, float] | None = None
-    still: float = 0.5
+    still: float = 0.0
     drop: float = 0.1
     time_mean: float = 0.0
     time_std: float = 1.2
+    time_shift: float = 1.0  # Cosmos 3 has 3, 5 and 10 at the tiers 256, 480 and 720
     weight: float = 1.0
     action_weight: float = 1.0  # Cosmos 3 has ten
     track_weight: float = 0.5  # of saying where the parts of the scene are in each frame
     every: int = 1
+    dataset: str | None = None
+    embodiment: str | None = None  # None: that of the space
+    space: str = "joint_pos"  # or "ee_pose": what an action is, see omni.data.droid
+    views: str = "all"  # or one camera of them
+    chunk: int | None = None  # actions of a window; None: the embodiment's
+    tier: int | None = None  # of canvases; None: the model's
+    state: bool = False  # a policy is told where the robot is, in a row before the actions
+    statistics: str | None = None  # method of a normaliser that is fitted to the dataset; None: the embodiment's
 
     def __post_init__(self) -> None:
         _check_streams(self, "still")
@@ -208,6 +223,58 @@ class ActPlan:
                 _check_mixture(self, of, name)
         unknown = sorted(set(self.modes or ()) - set(MODES))
         _require(not unknown, f"ActPlan.modes names {unknown}; known: {', '.join(MODES)}")
+        self._check_dataset()
+
+    def _check_dataset(self) -> None:
+        if self.dataset is not None:
+            _require(
+                isinstance(self.dataset, str) and self.worlds is None,
+                f"ActPlan.dataset is {self.dataset!r} and worlds {self.worlds!r}; give a folder, or worlds",
+            )
+            if self.chunk is not None:
+                _check(self, "chunk", 1, whole=True)
+            known = None, *STATISTICS
+            _require(self.statistics in known, f"ActPlan.statistics is {self.statistics!r}; known: {known}")
+            return
+        fields = {f.name: f.default for f in dataclasses.fields(self)}
+        given = [name for name in OF_DATASETS if getattr(self, name) != fields[name]]
+        _require(not given, f"ActPlan sets {given}; they belong to a dataset, and none is named")
+
+
+OF_DATASETS = ("embodiment", "space", "views", "chunk", "tier", "state", "statistics")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistilPlan:
+    """Scenes for a student of few steps, each at every one of the ``levels`` that its walk has, from 1 down.
+
+    The teacher follows ``guidance`` in ``steps`` of Euler's steps from each level to the next. A share ``own`` of the
+    scenes is replaced by what the student draws itself on its way.
+    """
+
+    size: int
+    levels: tuple[float, ...]
+    guidance: float
+    steps: int = 2
+    own: float = 0.5
+    full: float = 1.0
+    mixture: dict[str, float] | None = None
+    weight: float = 1.0
+    every: ClassVar[int] = 1  # a stage that distils holds nothing else
+
+    def __post_init__(self) -> None:
+        _check_weights(self)
+        _check_counts(self, "size", "steps")
+        _check(self, "guidance", 0, 100)
+        _check(self, "own", 0, 1)
+        _check(self, "full", 0, 1)
+        if self.mixture is not None:
+            _check_mixture(self, "categories")
+        levels = self.levels if isinstance(self.levels, (list, tuple)) else ()
+        known = levels and all(isinstance(level, (int, float)) for level in levels) and levels[0] == 1
+        falls = known and all(a > b > 0 for a, b in pairwise(levels))
+        _require(falls, f"DistilPlan.levels is {self.levels!r}; it must be numbers that fall from 1 and stay above 0")
+        object.__setattr__(self, "levels", tuple(map(float, levels)))
 
 
 def _check_streams(plan: AnimatePlan | ActPlan, *shares: str) -> None:
@@ -217,6 +284,7 @@ def _check_streams(plan: AnimatePlan | ActPlan, *shares: str) -> None:
         _check(plan, name, 0, 1)
     _check(plan, "time_mean", -20, 20)
     _check(plan, "time_std", 0, 20)
+    _check(plan, "time_shift", 1e-3, 1e3)
 
 
 MODES = ("policy", "forward", "inverse")
@@ -228,6 +296,7 @@ PLANS = {
     **dict.fromkeys(SENSES, SensePlan),
     "animate": AnimatePlan,
     "act": ActPlan,
+    "distil": DistilPlan,
 }
 """What a stage can hold, each with its plan."""
 
@@ -251,8 +320,12 @@ class Stage:
     look: SensePlan | None = None
     animate: AnimatePlan | None = None
     act: ActPlan | None = None
+    distil: DistilPlan | None = None
 
     def __post_init__(self) -> None:
+        others = [kind for kind in PLANS if kind != "distil" and getattr(self, kind) is not None]
+        alone = self.distil is None or not others
+        _require(alone, f"stage {self.name!r} has distil and {others}; a student learns from its teacher alone")
         _check(self, "steps", 1, whole=True)
         _check(self, "lr", 1e-12, 1e3)
         _check(self, "final_lr", 0, 1e3)
@@ -268,7 +341,7 @@ class Stage:
 class Recipe:
     """A whole run. ``preset`` sections of the file replace any of these fields."""
 
-    model: str
+    model: str  # a preset, which begins with random weights; or a folder or hub id, whose weights are trained further
     stages: tuple[Stage, ...]
     seed: int = 0
     warmup: int = 100
@@ -286,6 +359,7 @@ class Recipe:
     save_every: int = 100
     probe_every: int = 200
     batch_scale: float = 1.0  # multiplies the size of every plan
+    family: str | None = None  # layout of the exported folder; None: that of the folder that ``model`` names, or "omni"
     metadata: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -298,10 +372,18 @@ class Recipe:
         _check(self, "batch_scale", 1e-6, 1e6)
         _check(self, "weight_decay", 0)
         _check(self, "clip", 0)
+        walks = {stage.distil.levels if stage.distil else None for stage in self.stages}
+        _require(len(walks) < 2, f"the levels of distil must be the same in all stages, not {walks}")
 
     @property
     def steps(self) -> int:
         return sum(stage.steps for stage in self.stages)
+
+    @property
+    def levels(self) -> tuple[float, ...]:
+        """Of the student's walk; empty where the run makes none."""
+        first = self.stages[0].distil
+        return first.levels if first else ()
 
     def at(self, step: int) -> tuple[Stage, int]:
         """The stage of a global step, and the step within it."""

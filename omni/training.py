@@ -4,6 +4,7 @@
                         draw: velocity of noisy pictures over one reading of the caption
                         talk: next token of packed dialogues
                         watch, listen, film, look: next token of the answers, what is seen or heard at each token
+                        distil: what a frozen teacher does between a few noise levels
                         animate, act: velocity of noisy videos, their sounds, robots' actions; where things are
     loss = weighted sum  ──>  Muon and AdamW, warm-up, constant rate, falling at the end  ──>  averaged weights (EMA)
 
@@ -56,11 +57,24 @@ from omni.inputs import Inputs
 from omni.mixers.moe import Router
 from omni.model import Omni
 from omni.optim import optimizer
-from omni.recipe import SENSES, ActPlan, AnimatePlan, DrawPlan, ReadPlan, Recipe, SensePlan, TalkPlan, load_recipe
+from omni.recipe import (
+    SENSES,
+    ActPlan,
+    AnimatePlan,
+    DistilPlan,
+    DrawPlan,
+    ReadPlan,
+    Recipe,
+    SensePlan,
+    TalkPlan,
+    load_recipe,
+)
 from omni.tokenizers.bytes import ByteTokenizer
 from omni.tokenizers.latent import PixelCodec
+from omni.training_models import Source, check_plans, is_preset, learn_embodiments, opened
 from omni.training_parts import Average, Linker, Pointer, load_weights
 from omni.training_steps import Steps, encoding
+from omni.training_student import Distillation, student_config
 from omni.training_worlds import WorldLosses, read_prompts
 
 SHOWN_CLASSES = (*CLIP_CLASSES, *[BOX_BINS] * 4, *EVENT_CLASSES)  # of what one token shows, and of what happens there
@@ -79,9 +93,10 @@ class Stopped(RuntimeError):
 class OmniTraining(L.LightningModule):
     """Lightning module around :class:`Omni`. The heads that name glyphs and things serve training only."""
 
-    def __init__(self, model: Omni, recipe: Recipe) -> None:
+    def __init__(self, model: Omni, recipe: Recipe, source: Source | None = None) -> None:
+        """``source``: the folder that the model came from; None: it is fresh."""
         super().__init__()
-        self.model, self.recipe = model, recipe
+        self.model, self.recipe, self.source = model, recipe, source
         d = model.config.vision.d_model if model.config.vision else 1
         self.glyph_head = nn.Linear(d, GLYPH_SLOTS * GLYPH_CLASSES)
         self.cell_heads = nn.ModuleList(  # what the projector says, and what the context tower makes of it
@@ -98,6 +113,7 @@ class OmniTraining(L.LightningModule):
             for classes in (SHOWN_CLASSES, HEARD_CLASSES)
         )
         self.worlds = WorldLosses(model)
+        self.distillation = Distillation(model, source is not None) if recipe.levels else None
         self.ema = Average(model, recipe.ema)
         self.pointer, self.asker, self.linker = Pointer(model), Pointer(model, before=1), Linker(model)
         self._check_pointer()
@@ -180,6 +196,9 @@ class OmniTraining(L.LightningModule):
     def act_losses(self, plan: ActPlan, batch: RolloutBatch) -> dict[str, tuple[float, Tensor]]:
         context, _ = read_prompts(self.model, batch.input_ids, batch.mask)
         return self.worlds.act(self.model, plan, batch, context)
+
+    def distil_losses(self, plan: DistilPlan, batch: DrawBatch) -> dict[str, tuple[float, Tensor]]:
+        return self.distillation.losses(self.model, plan, batch)
 
     def sense_losses(self, kind: str, plan: SensePlan, batch: SenseBatch) -> dict[str, tuple[float, Tensor]]:
         """Next tokens of the answers; what each token shows or sounds like, before and as it is read.
@@ -354,10 +373,22 @@ class OmniTraining(L.LightningModule):
 
 
 def build(recipe: Recipe) -> OmniTraining:
-    """A fresh model of the recipe's preset, seeded, in its training module."""
+    """The recipe's model in its training module: fresh and seeded where it is a preset, else with a folder's weights.
+
+    A model of the second kind also learns whose actions the recipe's datasets hold. ValueError where it cannot be
+    trained as the recipe says.
+    """
+    L.seed_everything(recipe.seed, verbose=False)
+    model, source = (_fresh(recipe), None) if is_preset(recipe.model) else opened(recipe.model)
+    check_plans(recipe, model, source)
+    learn_embodiments(recipe, model)
+    model.config = student_config(model.config, recipe)
+    return OmniTraining(model, recipe, source)
+
+
+def _fresh(recipe: Recipe) -> Omni:
     from omni.families import preset
 
-    L.seed_everything(recipe.seed, verbose=False)
     model = Omni(preset(recipe.model))
     model.tokenizer = ByteTokenizer()
     if model.codec is not None:
@@ -366,7 +397,7 @@ def build(recipe: Recipe) -> OmniTraining:
     if model.sound_codec is not None:
         heard = [sample_motion(TRAIN_SEEDS.start + i).sound for i in range(CODEC_SOUNDS)]
         model.sound_codec.fit(torch.from_numpy(np.stack(heard)).float()[:, None])
-    return OmniTraining(model, recipe)
+    return model
 
 
 def train(

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from omni.data.batches import read_batch
+from omni.data.demonstrations import Demonstrations
 from omni.data.scenes import CATEGORIES, check, sample_prompt
 from omni.data.worlds import act_batch, animate_batch
 from omni.families import save
@@ -23,6 +24,7 @@ from omni.pipelines.images import TextToImage, contact_sheet, save_png
 from omni.recipe import ActPlan, AnimatePlan
 from omni.tensorfile import write_json
 from omni.training import OmniTraining, encoding
+from omni.training_models import write_folder
 
 HELD_OUT = 7  # a batch seed far below the training seeds
 PROMPTS = 12
@@ -46,7 +48,7 @@ class Probe(L.Callback):
         with averaged(module), torch.no_grad():
             if stage.read is not None and stage.read.talk:
                 row |= reading(module, stage.read.mixture)
-            if stage.draw is not None:
+            if stage.draw is not None or stage.distil is not None:
                 row |= drawing(module, self.out / "samples" / f"{trainer.global_step:06d}.png")
             for kind in ("animate", "act"):
                 if getattr(stage, kind) is not None:
@@ -135,6 +137,10 @@ def denoising(module: OmniTraining, kind: str, plan: AnimatePlan | ActPlan) -> d
     if kind == "animate":
         batch = animate_batch(-HELD_OUT, PROMPTS, words, kinds=plan.kinds, drop=0.0).to(module.device)
         shuffled = {name: getattr(batch, name).roll(1, dims=0) for name in ("input_ids", "mask")}
+    elif plan.dataset is not None:
+        rows = max(2, plan.size)  # as large as those that are trained on: a video has thousands of tokens
+        batch = Demonstrations(plan, words).batch(-HELD_OUT, rows, "policy").to(module.device)
+        shuffled = {"frames": batch.frames.roll(1, dims=0)}
     else:
         batch = act_batch(-HELD_OUT, PROMPTS, words, worlds=plan.worlds, still=True, drop=0.0).to(module.device)
         shuffled = {"frames": batch.frames.roll(1, dims=0)}
@@ -188,10 +194,16 @@ def plot(out: Path) -> None:
 
 
 def export(module: OmniTraining, folder: Path) -> Path:
-    """The averaged weights as a checkpoint that ``omni.load`` reads: bfloat16 matrices, computed in float32."""
-    with averaged(module):
-        save(module.model, folder, dtype=torch.bfloat16, compute_dtype=torch.float32)
-    module.model.tokenizer.save(folder)
+    """The averaged weights as a checkpoint that ``omni.load`` reads.
+
+    Of a fresh model bfloat16 matrices, computed in float32; of a folder's model what that folder has.
+    """
     recipe = module.recipe
+    with averaged(module):
+        if module.source is not None:
+            write_folder(module.model, recipe, module.source, folder)
+        else:
+            save(module.model, folder, dtype=torch.bfloat16, compute_dtype=torch.float32)
+            module.model.tokenizer.save(folder)
     write_json(folder / "training.json", {"recipe": recipe.metadata, "seed": recipe.seed, "steps": module.global_step})
     return folder

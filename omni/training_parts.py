@@ -112,7 +112,8 @@ def load_weights(module: nn.Module, source: str | Path) -> None:
     """Start from another run's checkpoint or from a saved model's folder.
 
     Strict, but for parts that the source was trained without; heads that serve training only are not in a folder.
-    A denoiser of pictures alone begins with videos as :meth:`omni.decoders.heads.LatentHead.spread` says.
+    A denoiser of pictures alone begins with videos as :meth:`omni.decoders.heads.LatentHead.spread` says. A student's
+    teacher is what it starts from.
     """
     state = _folder_state(source) if Path(source).is_dir() else _checkpoint_state(source)
     missing, unexpected = module.load_state_dict(state, strict=False)
@@ -123,6 +124,8 @@ def load_weights(module: nn.Module, source: str | Path) -> None:
     if "model.latents.next_in.weight" in missing:
         module.model.latents.spread()
         module.ema.restart(module.model, "latents.next_")
+    if "distillation.taught" in missing:
+        module.distillation.begin(module.model)
 
 
 def _checkpoint_state(path: str | Path) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from random import Random
 from typing import Any
 
@@ -9,12 +10,28 @@ import torch
 from torch.utils.data import IterableDataset
 
 from omni.data.batches import DrawBatch, Encoding, ReadBatch, TalkBatch, draw_batch, read_batch, talk_batch
+from omni.data.demonstrations import Demonstrations
 from omni.data.documents import SIZES
 from omni.data.senses import SENSES as SENSE_BATCHES
 from omni.data.senses import SenseBatch
 from omni.data.worlds import RolloutBatch, act_batch, animate_batch
 from omni.model import Omni
-from omni.recipe import PLANS, SENSES, ActPlan, AnimatePlan, DrawPlan, ReadPlan, Recipe, SensePlan, TalkPlan, scaled
+from omni.recipe import (
+    MODES,
+    OF_DATASETS,
+    PLANS,
+    SENSES,
+    ActPlan,
+    AnimatePlan,
+    DistilPlan,
+    DrawPlan,
+    ReadPlan,
+    Recipe,
+    SensePlan,
+    TalkPlan,
+    scaled,
+)
+from omni.tokenizers.captions import prompt_ids
 
 
 class Steps(IterableDataset):
@@ -27,6 +44,7 @@ class Steps(IterableDataset):
     def __init__(self, recipe: Recipe, encoding: Encoding, start: int = 0, part: int = 0, parts: int = 1) -> None:
         self.recipe, self.encoding, self.start = recipe, encoding, start
         self.part, self.parts = part, parts
+        self._opened: dict[tuple, Demonstrations] = {}
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         worker = torch.utils.data.get_worker_info()
@@ -81,8 +99,22 @@ class Steps(IterableDataset):
 
     def _act(self, seed: int, plan: ActPlan) -> RolloutBatch:
         still = Random(f"still {seed}").random() < plan.still  # the same in every process
+        if plan.dataset is not None:
+            modes = plan.modes or dict.fromkeys(MODES, 1.0)
+            mode = "policy" if still else Random(f"mode {seed}").choices(list(modes), list(modes.values()))[0]
+            return self.demonstrations(plan).batch(self._own(seed), plan.size, mode, still, plan.drop)
         more = {"worlds": plan.worlds, "modes": plan.modes, "still": still, "drop": plan.drop}
         return act_batch(self._own(seed), plan.size, self.encoding, **more)
+
+    def _distil(self, seed: int, plan: DistilPlan) -> DrawBatch:
+        return draw_batch(self._own(seed), plan.size, self.encoding, 0.0, plan.mixture, plan.full)
+
+    def demonstrations(self, plan: ActPlan) -> Demonstrations:
+        """The plan's dataset; it is opened once, by the process that makes the batches."""
+        key = tuple(getattr(plan, name) for name in ("dataset", *OF_DATASETS))
+        if key not in self._opened:
+            self._opened[key] = Demonstrations(plan, self.encoding)
+        return self._opened[key]
 
     def _own(self, seed: int) -> int:
         return seed * self.parts + self.part
@@ -90,7 +122,8 @@ class Steps(IterableDataset):
 
 def encoding(model: Omni) -> Encoding:
     """What the batches must know of ``model``."""
-    v, special, tokenizer = model.config.vision, model.config.special_tokens, model.tokenizer
+    v, latent, generation = model.config.vision, model.config.latent, model.config.generation
+    special, tokenizer = model.config.special_tokens, model.tokenizer
     patch, token = (v.patch_size, v.token_pixels) if v else (1, 1)
     media = [kind for kind in ("image", "video", "sound") if kind in special]
     return Encoding(
@@ -99,11 +132,22 @@ def encoding(model: Omni) -> Encoding:
         tokenizer.special,
         patch,
         token,
-        model.config.latent.token_pixels if model.config.latent else 1,
+        latent.token_pixels if latent else 1,
         tubelet=v.tubelet if v else 1,
         n_mels=model.config.sound.n_mels if model.config.sound else 1,
         sound_tokens=model.sound.tokens_of if model.sound else int,
         names={kind: tokenizer.name_of(special[kind]) for kind in media},
         placeholders=tuple(special[kind] for kind in media),
         action=model.config.action,
+        say=partial(
+            prompt_ids,
+            tokenizer=tokenizer,
+            captions=generation.captions,
+            kind="video",
+            system=generation.system_prompt,
+            room=model.config.max_positions,
+        ),
+        generation=generation,
+        side=latent.image_size if latent else 1,
+        unit=latent.frames * latent.patch_frames if latent else 1,
     )

@@ -9,6 +9,8 @@ The squared error of a few bright pixels says little about where a thing is; ask
 Source of the loss: ``reference`` cosmos3, sections 4.1 and 6.4.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -19,8 +21,10 @@ from omni.decoders.flow import interpolate, sample_times
 from omni.decoders.heads import Grid
 from omni.inputs import Inputs
 from omni.model import Omni
+from omni.pipelines.generation import open_codec
 from omni.recipe import ActPlan, AnimatePlan
 from omni.streams import ACTION, SOUND, VIDEO, Scene
+from omni.tokenizers.canvas import crop_latents
 from omni.tokenizers.latent import PixelCodec
 
 Parts = dict[str, tuple[float, Tensor]]
@@ -67,6 +71,7 @@ class WorldLosses(nn.Module):
             (model.config.denoiser.d_model, model.config.latent.patch_frames) if model.latents else (1, 1)
         )
         self.tracks = nn.ModuleDict({world: TrackHead(size, patch_frames) for world in WORLDS})
+        self._opened: Any = None  # the codec in the model's folder; no part of the module, so that no run stores it
 
     def animate(self, model: Omni, plan: AnimatePlan, batch: RolloutBatch, context: Cache) -> Parts:
         """Velocity of the video and of its sound, and the things' places. ``context``: the sentences, read."""
@@ -77,19 +82,25 @@ class WorldLosses(nn.Module):
     def act(self, model: Omni, plan: ActPlan, batch: RolloutBatch, context: Cache) -> Parts:
         """Velocity of the actions and of the video, and the places of the scene's parts."""
         found, places = self._denoise(model, plan, batch, context)
-        parts = {"act": (plan.action_weight, found[ACTION]), "act_tracks": (plan.track_weight, places[ACTION])}
-        parts["act_seen"] = plan.track_weight, places[VIDEO]
-        return parts | ({"act_video": (plan.weight, found[VIDEO])} if batch.frames.shape[2] > 1 else {})
+        parts = {}
+        if batch.mode != "forward":  # in a batch of that mode all actions are given
+            parts["act"] = plan.action_weight, found[ACTION]
+        if places:
+            parts["act_tracks"] = plan.track_weight, places[ACTION]
+            parts["act_seen"] = plan.track_weight, places[VIDEO]
+        if batch.frames.shape[2] > 1 and batch.mode != "inverse":
+            parts["act_video"] = plan.weight, found[VIDEO]
+        return parts
 
     def _denoise(
         self, model: Omni, plan: AnimatePlan | ActPlan, batch: RolloutBatch, context: Cache
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Of each stream the velocity's error where it is noisy; and that of the places, as its tokens tell them."""
-        data, clean = streams(model, batch)
+        data, clean = streams(model, batch, self.codec(model))
         data = {name: x.repeat_interleave(plan.draws, dim=0) for name, x in data.items()}
         clean = {name: x.repeat_interleave(plan.draws, dim=0) for name, x in clean.items()}
         rows = len(data[VIDEO])
-        t = sample_times(rows, None, plan.time_mean, std=plan.time_std).to(data[VIDEO].device)
+        t = sample_times(rows, None, plan.time_mean, plan.time_shift, plan.time_std).to(data[VIDEO].device)
         noise = {name: torch.randn_like(x) for name, x in data.items()}
         own = {name: _open(x, ~clean[name]) if name in clean else torch.ones_like(x[:, :1]) for name, x in data.items()}
         if batch.widths is not None:
@@ -101,10 +112,20 @@ class WorldLosses(nn.Module):
             fps=batch.fps.repeat_interleave(plan.draws),
             clean=clean,
             domains=None if batch.domains is None else batch.domains.repeat_interleave(plan.draws),
+            action_start=1 - batch.states,
         )
         velocity, hidden = model.denoise(state, t, context.fork(plan.draws), scene)
         errors = {name: losses.flow(velocity[name], data[name], noise[name], own[name]) for name in data}
-        return errors, self._places(hidden, batch, plan.draws, model.latents.grid(data[VIDEO]))
+        known = batch.worlds is not None
+        return errors, self._places(hidden, batch, plan.draws, model.latents.grid(data[VIDEO])) if known else {}
+
+    def codec(self, model: Omni) -> Any:
+        """The codec of the model's pictures: its own, or the one in its folder, opened where the model is by now."""
+        if model.codec is not None:
+            return model.codec
+        if self._opened is None:
+            self._opened = open_codec(model)
+        return self._opened
 
     def _places(self, hidden: dict[str, Tensor], batch: RolloutBatch, draws: int, grid: Grid) -> dict[str, Tensor]:
         """Mean error of the places that tokens of the video and of the actions tell, over all worlds."""
@@ -129,10 +150,18 @@ def read_prompts(model: Omni, ids: Tensor, mask: Tensor) -> tuple[Cache, Tensor]
 
 
 @torch.no_grad()
-def streams(model: Omni, batch: RolloutBatch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """What the denoiser refines, clean, by stream; and which frames of it (b, frames) are given."""
-    codec = model.codec or PixelCodec()
-    data, clean = {VIDEO: codec.encode(batch.frames.float() / 255)}, {VIDEO: batch.given}
+def streams(model: Omni, batch: RolloutBatch, codec: Any = None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """What the denoiser refines, clean, by stream; and which frames of it (b, frames) are given.
+
+    ``codec``: of the pictures; None: the model's own, or the pixels themselves.
+    """
+    codec = codec or model.codec or PixelCodec()
+    frames = batch.frames if batch.frames.is_floating_point() else batch.frames.float() / 255
+    latents = codec.encode(frames).float()
+    if batch.content is not None:
+        latents = crop_latents(latents, batch.content, codec.factor)
+    # A latent is given where the last of its frames is: the first has one frame, the others as many as the codec says.
+    data, clean = {VIDEO: latents}, {VIDEO: batch.given[:, :: codec.frames]}
     if batch.sound is not None:
         if model.sound_codec is None:
             raise ValueError(

@@ -13,7 +13,6 @@ Source: ``reference`` cosmos3, sections 6.2 to 6.5.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,25 +24,11 @@ from omni.pipelines.generation import MAX_TOKENS, OnStep, seeds_of
 from omni.pipelines.walk import Walk
 from omni.streams import ACTION, VIDEO, Scene
 from omni.tokenizers import action as actions_of
-from omni.tokenizers.canvas import Canvas, canvas, cover, crop_latents, hold
-from omni.tokenizers.captions import CaptionStyle, action_caption
+from omni.tokenizers.canvas import Canvas, crop_latents, hold
+from omni.tokenizers.captions import CaptionStyle
+from omni.tokenizers.robots import Setting, setting_of, show, tell
 
 POLICY, FORWARD, INVERSE = MODES = ("policy", "forward", "inverse")
-CHUNK = 16  # actions of a call, where the embodiment says nothing
-
-
-@dataclass(frozen=True)
-class Setting:
-    """Whose actions a pipeline is for, and how their world is seen; None: the embodiment's own, or the model's."""
-
-    embodiment: Embodiment
-    chunk: int
-    fps: float
-    tier: int  # of canvases; 0: squares of the model's own size
-    viewpoint: str | None
-    layout: str | None  # a sentence on how several cameras share the frame
-    raw: bool  # actions are the model's own numbers, without grippers turned or values normalised
-    multiple: int  # sides of what is seen are first stretched to it; 16 is what diffusers does
 
 
 class Actor(Animator):
@@ -66,21 +51,19 @@ class Actor(Animator):
         super().__init__(model, **options)
         if model.actions is None:
             raise ValueError("this model denoises no actions")
-        own = actions_of.embodiment(embodiment, model.config.action)
-        self.setting = Setting(
-            own,
-            chunk=chunk or own.chunk or CHUNK,
-            fps=float(fps or own.fps or self.defaults.fps),
-            tier=self.defaults.tier if tier is None else tier,
-            viewpoint=viewpoint or own.viewpoint or "ego_view",
+        self.setting = setting_of(
+            embodiment,
+            model.config.action,
+            self.defaults,
+            self.unit,
+            chunk=chunk,
+            fps=fps,
+            tier=tier,
+            viewpoint=viewpoint,
             layout=layout,
             raw=raw,
             multiple=multiple,
         )
-        if own.width is None:
-            raise ValueError(f"the embodiment {own.name!r} has no width of its own: give one with its width set")
-        if self.setting.chunk % self.unit:
-            raise ValueError(f"chunk is {self.setting.chunk}; it must be a multiple of {self.unit} actions")
 
     @classmethod
     def from_pretrained(cls, name_or_path: str = "tiny", embodiment: str | Embodiment = "pusht", **options: Any):
@@ -158,10 +141,7 @@ class Actor(Animator):
     def _canvas(self, frames: Tensor, mode: str) -> Canvas:
         """The frames that are given, at the size of the model's world."""
         frames = hold(frames, self.setting.chunk + 1) if mode == INVERSE else frames[:1]
-        if self.setting.tier:
-            return canvas(frames, self.setting.tier, self.setting.multiple)
-        side = self.model.config.latent.image_size
-        return Canvas(cover(frames, side, side), side, side, side, side)
+        return show(frames, self.setting, self.model.config.latent.image_size)
 
     def _action_shapes(self, placed: Canvas, before: int) -> dict[str, tuple[int, ...]]:
         """Of the streams of one sample; latents of padding are left out."""
@@ -220,10 +200,8 @@ class Actor(Animator):
         """Ids of the instructions and of what guidance leads away from, which is said as it stands."""
         if not all(isinstance(p, str) for p in (*prompts, negative)):
             raise ValueError("instructions are texts")
-        texts = list(prompts)
-        if self.defaults.captions == "chat":
-            s, size = self.setting, (placed.height, placed.width)
-            texts = [action_caption(p, s.viewpoint, s.chunk + 1, s.fps, *size, s.layout) for p in prompts]
+        size = placed.height, placed.width
+        texts = [tell(p, self.setting, size, self.defaults.captions) for p in prompts]
         wanted = [self.ids(text, "video", style) for text in texts]
         return wanted, [self.ids(negative, "video", style)] * len(texts)
 

@@ -24,9 +24,8 @@ from omni.inputs import Inputs, pad_rows
 from omni.model import Omni
 from omni.pipelines.walk import Walk
 from omni.streams import NAMES, VIDEO, Scene, spread
-from omni.tokenizers.captions import CaptionStyle, describe, generator_ids, structured
+from omni.tokenizers.captions import CaptionStyle, describe, prompt_ids, structured
 from omni.tokenizers.latent import PixelCodec
-from omni.tokenizers.prompts import caption_ids
 
 MAX_TOKENS = 1 << 18  # latent tokens of one request, over all its samples
 TOGETHER = 1 << 14  # tokens of a step up to which both branches of guidance are one batch
@@ -140,14 +139,8 @@ class Generator:
 
     def ids(self, text: str, kind: str, style: CaptionStyle) -> tuple[int, ...]:
         """Token ids of what :meth:`say` said. ValueError where they are more than the model's positions."""
-        if self.defaults.captions == "plain":
-            found = caption_ids(text, self.model.tokenizer.special, self.model.tokenizer.encode)
-        else:
-            found = generator_ids(text, self.model.tokenizer, kind, system=style.system)
         room = self.model.config.max_positions
-        if len(found) > room:
-            raise ValueError(f"a prompt has {len(found)} tokens; the model's limit is {room}")
-        return tuple(found)
+        return tuple(prompt_ids(text, self.model.tokenizer, self.defaults.captions, kind, style.system, room))
 
     def read(self, texts: Sequence[tuple[int, ...]]) -> Cache:
         """The context tower's cache of the prompts, one row each. The same ones again are not read again."""

@@ -62,6 +62,7 @@ LEVELS = {
     "omni.harness_lmms": 8,
     "omni.info": 8,
     "omni.training": 8,
+    "omni.training_models": 8,
     "omni.training_parts": 7,
     "omni.training_callbacks": 8,
     "omni.training_steps": 8,

@@ -36,7 +36,7 @@ SIZES = replace(
 FROZEN = ("embed", "context", "head", "vision", "projector")
 
 
-def dot(seed: int, width: int = 2) -> Rollout:
+def dot(seed: int, still: bool = False, width: int = 2) -> Rollout:
     """A bright square, and actions that lead it to the right: where it will be, in pixels, or its height alone."""
     rng = np.random.default_rng(seed)
     x, y = rng.integers(4, 28), rng.integers(4, 56)
@@ -106,7 +106,7 @@ def words(recipe):
 
 def test_batches_are_functions_of_the_seed_and_of_training_seeds(words, monkeypatch):
     seen = []
-    monkeypatch.setitem(worlds.ROBOTS, "pusht", lambda seed: seen.append(seed) or dot(seed % 1000))
+    monkeypatch.setitem(worlds.ROBOTS, "pusht", lambda seed, still: seen.append(seed) or dot(seed % 1000))
     one, again, other = (worlds.act_batch(seed, 3, words, worlds={"pusht": 1.0}) for seed in (5, 5, 6))
     assert torch.equal(one.frames, again.frames)
     assert torch.equal(one.actions, again.actions)

@@ -17,6 +17,7 @@ from typing import Any
 
 from omni.tokenizers.bytes import ByteTokenizer
 from omni.tokenizers.canvas import aspect_of
+from omni.tokenizers.prompts import caption_ids
 from omni.tokenizers.text import TextTokenizer
 
 # "give prompt" is what the models were trained with.
@@ -181,6 +182,22 @@ def generator_ids(text: str, tokenizer: TextTokenizer | ByteTokenizer, kind: str
     messages = [{"role": "system", "content": SYSTEM_PROMPTS[kind]}] if system else []
     messages.append({"role": "user", "content": text})
     return [*tokenizer.encode_chat(messages, add_generation_prompt=True), *ends]
+
+
+def prompt_ids(
+    text: str, tokenizer: TextTokenizer | ByteTokenizer, captions: str, kind: str, system: bool, room: int
+) -> list[int]:
+    """Ids of a text that stands alone (``captions`` "plain") or is a user's turn ("chat", see :func:`generator_ids`).
+
+    ValueError where they are more than ``room``.
+    """
+    if captions == "plain":
+        found = caption_ids(text, tokenizer.special, tokenizer.encode)
+    else:
+        found = generator_ids(text, tokenizer, kind, system=system)
+    if len(found) > room:
+        raise ValueError(f"a prompt has {len(found)} tokens; the model's limit is {room}")
+    return found
 
 
 def _end_id(tokenizer: TextTokenizer | ByteTokenizer) -> int:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from omni.config import ActionConfig
+from omni.config import ActionConfig, GenerationConfig
 from omni.data.booklets import NOT_ANSWERABLE, foreign_question
 from omni.data.documents import SIZES, Document, sample_document
 from omni.data.pointers import asks, numbered, pointers, squares, telling
@@ -112,6 +112,10 @@ class Encoding:
     placeholders: tuple[int, ...] = ()
     parts: int = 1  # processes that share a batch
     action: ActionConfig | None = None  # whose actions the model knows
+    say: Callable[[str], list[int]] | None = None  # ids of what a generator of videos is told
+    generation: GenerationConfig = field(default_factory=GenerationConfig)
+    side: int = 64  # of the squares that a model without tiers sees, in pixels
+    unit: int = 1  # frames of a video behind one more frame of its tokens
 
 
 def glyph_targets(document: Document, patch: int) -> np.ndarray:

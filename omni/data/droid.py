@@ -20,7 +20,7 @@ Source: ``reference`` cosmos3, sections 6.2 to 6.6, and the DROID loader of cosm
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -76,6 +76,14 @@ class DroidSample(Rollout):
         return np.concatenate([self.state[None], self.actions])
 
 
+class Movement(NamedTuple):
+    """Numbers of a window, in one of the :data:`SPACES`."""
+
+    actions: np.ndarray  # (count, a) float32
+    state: np.ndarray  # (a,) float32, at the first frame
+    first_pose: np.ndarray | None  # (4, 4) of the end effector, of ee_pose
+
+
 def sample(
     dataset: LeRobotDataset,
     episode: int,
@@ -94,37 +102,54 @@ def sample(
     the task's (the ``wording``-th, counted round, where it has several) unless ``prompt`` is given; it may be empty.
     ValueError where a camera or a column is missing or is not DROID's, or the episode is too short.
     """
-    _check_choice("space", space, SPACES)
     _check_choice("views", views, VIEWPOINTS)
-    found = dataset.episode(episode)
     if not 1 <= chunk <= MAX_CHUNK:
         raise ValueError(f"chunk is {chunk}; it must lie between 1 and {MAX_CHUNK}")
-    if not 0 <= start < found.length - chunk:
-        raise ValueError(
-            f"{chunk} actions from frame {start} of episode {episode} need frames up to {start + chunk}; "
-            f"it has frames 0 to {found.length - 1}"
-        )
-    grip = _numbers(found, columns.gripper_action, 1)[start : start + chunk]
-    grip_now = _numbers(found, columns.gripper, 1)[start]
-    first = None
-    if space == "joint_pos":
-        moves = _numbers(found, columns.joint_action, JOINTS)[start : start + chunk]
-        place = _numbers(found, columns.joints, JOINTS)[start]
-    else:
-        poses = end_effector(_numbers(found, columns.end_effector, 6)[start : start + chunk + 1])
-        moves, first = relative_poses(poses).numpy(), poses[0].numpy()
-        place = np.concatenate([first[:3, 3], rotation_6d(poses[0, :3, :3]).numpy()])
-    worded = wordings(found.task)
+    moved = movement(dataset, episode, start, chunk, space, columns)
+    worded = wordings(dataset.episode(episode).task)
     return DroidSample(
         prompt=worded[wording % len(worded)] if prompt is None else prompt,
         frames=composed(dataset, episode, range(start, start + chunk + 1), views, columns),
         fps=dataset.fps,
-        actions=np.concatenate([moves, grip], axis=1).astype(np.float32),
+        actions=moved.actions,
         embodiment=SPACES[space],
         kind="droid",
-        state=np.concatenate([place, grip_now]).astype(np.float32),
+        state=moved.state,
         viewpoint=VIEWPOINTS[views],
-        first_pose=first,
+        first_pose=moved.first_pose,
+    )
+
+
+def movement(
+    dataset: LeRobotDataset,
+    episode: int,
+    start: int,
+    count: int,
+    space: str = "joint_pos",
+    columns: DroidColumns = COSMOS3_DROID,
+) -> Movement:
+    """What the arm does in ``count`` actions from frame ``start`` on; no video is opened. ValueError as of sample."""
+    _check_choice("space", space, SPACES)
+    found = dataset.episode(episode)
+    if count < 1 or not 0 <= start < found.length - count:
+        raise ValueError(
+            f"{count} actions from frame {start} of episode {episode} need frames up to {start + count}; "
+            f"it has frames 0 to {found.length - 1}"
+        )
+    grip = _numbers(found, columns.gripper_action, 1)[start : start + count]
+    grip_now = _numbers(found, columns.gripper, 1)[start]
+    first = None
+    if space == "joint_pos":
+        moves = _numbers(found, columns.joint_action, JOINTS)[start : start + count]
+        place = _numbers(found, columns.joints, JOINTS)[start]
+    else:
+        poses = end_effector(_numbers(found, columns.end_effector, 6)[start : start + count + 1])
+        moves, first = relative_poses(poses).numpy(), poses[0].numpy()
+        place = np.concatenate([first[:3, 3], rotation_6d(poses[0, :3, :3]).numpy()])
+    return Movement(
+        np.concatenate([moves, grip], axis=1).astype(np.float32),
+        np.concatenate([place, grip_now]).astype(np.float32),
+        first,
     )
 
 

@@ -51,6 +51,7 @@ class RolloutBatch(Batch):
     domains: Tensor | None = None  # (b,) whose actions they are
     widths: Tensor | None = None  # (b,) numbers of an action that mean something
     content: tuple[int, int] | None = None  # rows and columns of pixels that are not padding; None: all
+    mode: str = ""  # of all rows; "" where each has its own
 
 
 def animate_batch(

@@ -93,7 +93,15 @@ FULL = (
     Case("4 pictures", PICTURE, 512, SMALL, steps=10, guidance=4.0, count=4, turns=2),
 )
 QUICK = tuple(
-    replace(case, steps=2, turns=1, least=None, frames=min(case.frames, 33), size=SMALL, text=min(case.text, 512))
+    replace(
+        case,
+        steps=2,
+        turns=1,
+        least=None,
+        frames=min(case.frames, 33),
+        size=(min(case.size[0], 512), min(case.size[1], 512)),
+        text=min(case.text, 512),
+    )
     for case in FULL
 )
 

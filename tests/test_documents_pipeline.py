@@ -23,7 +23,9 @@ QUESTIONS = ["What is the date?", "Who signed it?", "What is the total amount th
 @pytest.fixture(scope="module")
 def reader() -> DocumentQA:
     torch.manual_seed(0)
-    model = Omni(replace(TINY, denoiser=None, latent=None, sampling={"document_together": 0.0})).eval()
+    model = Omni(
+        replace(TINY, denoiser=None, latent=None, sound_latent=None, action=None, sampling={"document_together": 0.0})
+    ).eval()
     with torch.no_grad():
         model.embed.weight.mul_(20)  # peaked logits: argmax does not hang on the order of additions
     model.tokenizer = ByteTokenizer()
@@ -229,7 +231,7 @@ def test_bad_input_is_one_clear_error(reader, arguments, message):
 
 
 def test_a_model_that_cannot_see_is_refused(reader):
-    blind = Omni(replace(TINY, vision=None, denoiser=None, latent=None))
+    blind = Omni(replace(TINY, vision=None, denoiser=None, latent=None, sound_latent=None, action=None))
     with pytest.raises(ValueError, match="reads no images"):
         DocumentQA(blind)
 

@@ -27,7 +27,7 @@ QUESTIONS = ["What moves?", "How many are there?", "When does it stop?"]
 @pytest.fixture(scope="module")
 def model() -> Omni:
     torch.manual_seed(0)
-    model = Omni(replace(TINY, denoiser=None, latent=None, sampling={})).eval()
+    model = Omni(replace(TINY, denoiser=None, latent=None, sound_latent=None, action=None, sampling={})).eval()
     with torch.no_grad():
         model.embed.weight.mul_(20)  # peaked logits: argmax does not hang on the order of additions
     model.tokenizer = ByteTokenizer()
@@ -226,7 +226,7 @@ def test_bad_input_is_one_clear_error(model, clip):
 
 
 def test_models_without_the_sense_are_refused(model):
-    bare = Omni(replace(TINY, vision=None, sound=None, denoiser=None, latent=None))
+    bare = Omni(replace(TINY, vision=None, sound=None, denoiser=None, latent=None, sound_latent=None, action=None))
     bare.tokenizer = ByteTokenizer()
     for pipeline, message in ((VideoQA, "sees no videos"), (SoundQA, "hears nothing")):
         with pytest.raises(ValueError, match=message):
@@ -237,7 +237,9 @@ def test_models_without_the_sense_are_refused(model):
 
 
 def test_a_reading_needs_room(model, clip):
-    small = Omni(replace(TINY, denoiser=None, latent=None, sampling={}, max_positions=64))
+    small = Omni(
+        replace(TINY, denoiser=None, latent=None, sound_latent=None, action=None, sampling={}, max_positions=64)
+    )
     small.tokenizer = ByteTokenizer()
     with pytest.raises(ValueError, match="behind a prompt of"):
         Reading(small, [{"type": "video", "video": open_video(clip, fps=4.0)}])

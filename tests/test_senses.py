@@ -27,7 +27,7 @@ BASE = 1_000_000 + 5 * 4096  # of the samples of batch seed 5
 @pytest.fixture(scope="module")
 def model() -> Omni:
     torch.manual_seed(0)
-    model = Omni(replace(TINY, denoiser=None, latent=None, sampling={})).eval()
+    model = Omni(replace(TINY, denoiser=None, latent=None, sound_latent=None, action=None, sampling={})).eval()
     model.tokenizer = ByteTokenizer()
     return model
 
@@ -204,7 +204,7 @@ def test_what_is_pointed_at_moves_with_the_pruned_row(model):
 def test_kinds_take_turns():
     plan = SensePlan(size=1, questions=1, every=3)
     recipe = Recipe(model="omni-tiny", stages=(Stage(name="all", steps=9, lr=1e-3, listen=plan, look=plan),))
-    model = Omni(replace(TINY, denoiser=None, latent=None))
+    model = Omni(replace(TINY, denoiser=None, latent=None, sound_latent=None, action=None))
     model.tokenizer = ByteTokenizer()
     due = [set(Steps(recipe, encoding(model)).batches(step)) for step in range(6)]
     assert sum(d == {"listen"} for d in due) == 2

@@ -111,6 +111,8 @@ class Animator(Generator):
 
     def __init__(self, model: Any, codec: Any = None, *, offload: bool = False, tiling: Tiling | None = None) -> None:
         super().__init__(model, codec, offload=offload)
+        if self.unit == 1:
+            raise ValueError("this model draws pictures; it knows no videos")
         self.tiling = tiling
 
     def animate(

@@ -8,6 +8,7 @@ import cosmos3_pipeline
 import numpy as np
 import pytest
 import torch
+from micro import micro_model
 
 import omni
 from omni.config import Embodiment
@@ -165,6 +166,11 @@ def test_bad_requests_are_one_clear_line(animate, options, message):
     size = {} if "aspect" in options else {"height": 32, "width": 48}
     with pytest.raises(ValueError, match=message):
         animate(**({"prompt": "x", "frames": 5, "steps": 2} | size | options))
+
+
+def test_a_model_of_pictures_makes_no_videos():
+    with pytest.raises(ValueError, match="knows no videos"):
+        TextToVideo(micro_model())
 
 
 def test_bad_conditions_are_named(animate):

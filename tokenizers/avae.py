@@ -36,9 +36,8 @@ class SoundCodec:
         cls, folder: Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
     ) -> "SoundCodec":
         """The ``sound_tokenizer`` folder of a published checkpoint."""
-        from diffusers.models.autoencoders.autoencoder_cosmos3_audio import Cosmos3AVAEAudioTokenizer
-
-        return cls(open_autoencoder(Cosmos3AVAEAudioTokenizer, folder, device, dtype))
+        name = "Cosmos3AVAEAudioTokenizer"
+        return cls(open_autoencoder("autoencoder_cosmos3_audio", name, folder, device, dtype))
 
     @property
     def latents_a_second(self) -> float:

@@ -1,5 +1,7 @@
 """Codecs between pixels and the latents that a denoiser refines."""
 
+import importlib
+import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -113,8 +115,22 @@ def _unframed(pictures: Tensor, b: int) -> Tensor:
     return rearrange(pictures, "(b t) c h w -> b c t h w", b=b)
 
 
-def open_autoencoder(kind: type, folder: Path, device: torch.device | str, dtype: torch.dtype | None) -> Any:
-    """One of diffusers' autoencoders from its folder of a published checkpoint; float32 unless ``dtype`` is given."""
+def open_autoencoder(
+    module: str, name: str, folder: Path, device: torch.device | str, dtype: torch.dtype | None
+) -> Any:
+    """One of diffusers' autoencoders from its folder of a published checkpoint; float32 unless ``dtype`` is given.
+
+    ``name``: its class, in ``diffusers.models.autoencoders.<module>``. ValueError where either is missing.
+    """
     if not (Path(folder) / "config.json").exists():
         raise ValueError(f"{folder} holds no autoencoder: its config.json is missing")
-    return kind.from_pretrained(folder, torch_dtype=dtype or torch.float32, local_files_only=True).to(device)
+    try:
+        kind = getattr(importlib.import_module(f"diffusers.models.autoencoders.{module}"), name)
+    except ModuleNotFoundError:
+        raise ValueError("the codecs of published generators need diffusers: pip install 'omni[generate]'") from None
+    known = {"torch_dtype": dtype or torch.float32, "local_files_only": True, "low_cpu_mem_usage": _has("accelerate")}
+    return kind.from_pretrained(folder, **known).to(device)
+
+
+def _has(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None

@@ -53,9 +53,7 @@ class WanCodec:
         cls, folder: Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
     ) -> "WanCodec":
         """The ``vae`` folder of a published checkpoint."""
-        from diffusers import AutoencoderKLWan
-
-        return cls(open_autoencoder(AutoencoderKLWan, folder, device, dtype))
+        return cls(open_autoencoder("autoencoder_kl_wan", "AutoencoderKLWan", folder, device, dtype))
 
     @staticmethod
     def latent_frames(frames: int) -> int:

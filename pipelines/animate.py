@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from omni.pipelines.generation import MAX_TOKENS, Generator, OnStep, Prompt, decoded, prompts_of, seeds_of
+from omni.pipelines.generation import MAX_TOKENS, Generator, OnStep, Prompt, prompts_of, seeds_of
 from omni.pipelines.walk import Walk
 from omni.streams import SOUND, VIDEO, Scene
 from omni.tokenizers.canvas import cover, hold, nearest_size, size_of, stretch
@@ -75,7 +75,7 @@ class Clips:
     @torch.inference_mode()
     def parts(self, index: int = 0) -> Iterator[np.ndarray]:
         """The frames of one video, a few at a time: (n, H, W, 3) uint8. A long video needs the memory of these few."""
-        for part in decoded(self.codec, self.latents[index : index + 1], self.tiling):
+        for part in self.codec.decode_parts(self.latents[index : index + 1], self.tiling):
             levels = (part[0].float() * 255).round().clamp(0, 255).byte()
             yield levels.permute(1, 2, 3, 0).cpu().numpy()
 
@@ -179,7 +179,7 @@ class Animator(Generator):
     @torch.inference_mode()
     def still(self, latents: Tensor) -> np.ndarray:
         """Frames (n, H, W, 3) uint8 of the first video of latents (b, c, T, h, w), all at once: for previews."""
-        pixels = torch.cat(list(decoded(self.codec, latents[:1], self.tiling)), dim=2)[0]
+        pixels = torch.cat(list(self.codec.decode_parts(latents[:1], self.tiling)), dim=2)[0]
         return (pixels.float() * 255).round().clamp(0, 255).byte().permute(1, 2, 3, 0).cpu().numpy()
 
     # -- checks --------------------------------------------------------------------------------------------------------

@@ -30,8 +30,6 @@ from omni.tokenizers.latent import PixelCodec
 MAX_TOKENS = 1 << 18  # latent tokens of one request, over all its samples
 TOGETHER = 1 << 14  # tokens of a step up to which both branches of guidance are one batch
 
-PART = 16  # frames that a codec without a memory decodes at once
-
 OnStep = Callable[[int, Tensor], bool | None]
 """(step from 0, latents (b, c, [T,] h, w) as they would come out if this were the last step) -> False to stop"""
 
@@ -280,13 +278,6 @@ def kept(fresh: Noise, state: Mapping[str, Tensor], scene: Scene, eta: float) ->
     return draw
 
 
-def decoded(codec: Any, latents: Tensor, tiling: Any = None) -> Iterator[Tensor]:
-    """Frames (b, 3, n, H, W) in [0, 1] of latents (b, c, T, h, w), a few at a time."""
-    if hasattr(codec, "decode_parts"):
-        return codec.decode_parts(latents, tiling)
-    return (codec.decode(part) for part in latents.split(PART, dim=2))
-
-
 def seeds_of(seed: int | Sequence[int] | None, samples: int, count: int, what: str = "pictures") -> list[int]:
     """One seed a sample: ``count`` follow each other for each of ``samples`` prompts."""
     if seed is None:
@@ -320,4 +311,4 @@ def progress(steps: int, title: str) -> Iterator[Callable[[], None]]:
         yield lambda: bar.advance(task)
 
 
-__all__ = ["MAX_TOKENS", "Generator", "OnStep", "Prompt", "decoded", "open_codec", "prompts_of", "seeds_of"]
+__all__ = ["MAX_TOKENS", "Generator", "OnStep", "Prompt", "open_codec", "prompts_of", "seeds_of"]

@@ -7,7 +7,7 @@
     v_c = v_n + c (v_f - v_n)       v_f with the controls, v_n without, both with the prompt
     v   = v_u + g (v_c - v_u)       v_u with the controls and the negative prompt
 
-A long video is made in chunks that share ``overlap`` frames: those that end one are decoded, encoded again and given to
+A long video is made in chunks that share ``overlap`` frames: those that end one are encoded again and given to
 the next. One request at a time. Source: ``reference`` cosmos3, sections 2.3, 4.4 and 4.6.
 """
 
@@ -25,12 +25,13 @@ from omni.cache import Cache
 from omni.config import WalkConfig
 from omni.decoders.flow import Guidance, Velocity, guided
 from omni.pipelines.animate import Animator, Clips, Request, pixels_of
-from omni.pipelines.generation import MAX_TOKENS, PART, OnStep, Prompt, decoded, prompts_of, seeds_of
+from omni.pipelines.generation import MAX_TOKENS, OnStep, Prompt, prompts_of, seeds_of
 from omni.pipelines.walk import Walk
 from omni.streams import VIDEO, Scene
 from omni.tokenizers.canvas import cover
 from omni.tokenizers.captions import CaptionStyle
 from omni.tokenizers.controls import CONTROLS, DRAWN, Control, check_strength, defaults_of, require_opencv
+from omni.tokenizers.latent import PART
 from omni.tokenizers.video import Video, open_video
 from omni.tokenizers.video_writer import write_video
 
@@ -267,7 +268,7 @@ class Transfer(Animator):
     def _last(self, clip: Clips, count: int) -> Tensor:
         """The last ``count`` frames (1, 3, count, H, W); all have to be decoded for them, a few at a time."""
         last: Tensor | None = None
-        for part in decoded(self.codec, clip.latents, self.tiling):
+        for part in self.codec.decode_parts(clip.latents, self.tiling):
             last = (part if last is None else torch.cat([last, part], dim=2))[:, :, -count:]
         return last
 
@@ -277,9 +278,7 @@ class Transfer(Animator):
 
     def _encode_parts(self, parts: Iterable[Tensor]) -> Tensor:
         """Frames in parts (1, 3, n, H, W) -> latents (1, c, T, h, w) float32"""
-        streamed = hasattr(self.codec, "encode_parts")
-        latents = self.codec.encode_parts(parts) if streamed else (self.codec.encode(part) for part in parts)
-        return torch.cat([part.float() for part in latents], dim=2)
+        return torch.cat([part.float() for part in self.codec.encode_parts(parts)], dim=2)
 
     def _velocity(
         self,

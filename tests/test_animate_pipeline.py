@@ -259,6 +259,8 @@ def test_bad_actors_are_named(animate, policy):
         ({"embodiment": "hand_pose"}, "57"),
         ({"embodiment": "libero"}, "no width of its own"),
         ({"embodiment": "pusht", "chunk": 5}, "multiple of 4"),
+        ({"embodiment": "pusht", "chunk": 0}, "chunk is 0"),
+        ({"embodiment": "pusht", "fps": 0}, "fps is 0"),
     ):
         with pytest.raises(ValueError, match=message):
             Policy(animate.model, **change, **options)

@@ -89,6 +89,8 @@ def test_patch_codec_codes_what_a_video_changes():
     assert not latents[:, :, 5:9].any()
     torch.testing.assert_close(codec.decode(latents), pixels, atol=1e-5, rtol=0)
     torch.testing.assert_close(torch.cat(list(codec.decode_parts(latents)), dim=2), pixels, atol=1e-5, rtol=0)
+    in_parts = torch.cat(list(codec.encode_parts(pixels.split(7, dim=2))), dim=2)
+    torch.testing.assert_close(in_parts, latents)
 
 
 def test_a_codec_of_other_channels_is_refused():

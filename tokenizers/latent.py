@@ -2,7 +2,7 @@
 
 import importlib
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,14 @@ class PixelCodec:
         """Inverse of :meth:`encode`; what lies outside [-1, 1] is cut off."""
         return (latents.clamp(-1, 1) + 1) / 2
 
+    def encode_parts(self, parts: Iterable[Tensor]) -> Iterator[Tensor]:
+        """Frames in parts (b, 3, n, H, W) -> their latents, part by part."""
+        return map(self.encode, parts)
+
+    def decode_parts(self, latents: Tensor, tiling: None = None) -> Iterator[Tensor]:
+        """Inverse of :meth:`encode_parts`. There are no tiles."""
+        return map(self.decode, latents.split(PART, dim=2))
+
 
 class PatchCodec(nn.Module):
     """Principal components of square patches: ``factor`` x ``factor`` pixels become ``channels`` numbers.
@@ -67,9 +75,7 @@ class PatchCodec(nn.Module):
     def encode(self, pixels: Tensor) -> Tensor:
         """(b, 3, [T,] H, W) in [0, 1] -> (b, channels, [T,] H / factor, W / factor)"""
         if pixels.dim() == 5:
-            latents = _unframed(self.encode(_framed(pixels)), len(pixels))
-            first, later = latents[:, :, :1], latents[:, :, 1:]
-            return torch.cat([first, (later - first) * self.motion], dim=2) if self.motion else latents
+            return torch.cat(list(self.encode_parts([pixels])), dim=2)
         latents = (self._patches(pixels) - self.mean) @ self.basis.T / self.scale
         return rearrange(latents, "b h w c -> b c h w")
 
@@ -80,6 +86,16 @@ class PatchCodec(nn.Module):
         patches = (rearrange(latents.to(self.mean.dtype), "b c h w -> b h w c") * self.scale) @ self.basis + self.mean
         f = self.factor
         return ((rearrange(patches, "b h w (y x c) -> b c (h y) (w x)", y=f, x=f) + 1) / 2).clamp(0, 1)
+
+    def encode_parts(self, parts: Iterable[Tensor]) -> Iterator[Tensor]:
+        """Frames of one video in parts (b, 3, n, H, W) of any n -> their latents, part by part."""
+        first = None
+        for part in parts:
+            latents = _unframed(self.encode(_framed(part)), len(part))
+            begin = latents[:, :, :1] if first is None else latents[:, :, :0]
+            first = latents[:, :, :1] if first is None else first
+            later = latents[:, :, begin.shape[2] :]
+            yield torch.cat([begin, (later - first) * self.motion], dim=2) if self.motion else latents
 
     def decode_parts(self, latents: Tensor, tiling: None = None) -> Iterator[Tensor]:
         """Latents (b, c, T, h, w) -> a few frames after the other: (b, 3, n, H, W) in [0, 1]. There are no tiles."""

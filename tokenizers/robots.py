@@ -52,6 +52,9 @@ def setting_of(
     ValueError where the model has no place for the embodiment, or the chunk is not a multiple of ``unit``.
     """
     own = embodiment_of(embodiment, config)
+    for name, value in (("chunk", chunk), ("fps", fps)):
+        if value is not None and not value > 0:
+            raise ValueError(f"{name} is {value}; it must be positive")
     found = Setting(
         own,
         chunk=chunk or own.chunk or CHUNK,

@@ -17,6 +17,6 @@ def find_assets() -> Path:
     )
 
 
-def tiny() -> Path:
-    """The folder of the shipped checkpoint."""
-    return find_assets() / "tiny"
+def shipped() -> dict[str, Path]:
+    """Every shipped checkpoint by the name that ``omni.load`` takes."""
+    return {path.parent.name: path.parent for path in sorted(find_assets().glob("tiny*/config.json"))}

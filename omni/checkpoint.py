@@ -347,25 +347,6 @@ NATIVE = (Rename("{rest}", "{rest}"),)
 """Our own names."""
 
 
-def save(
-    model: nn.Module,
-    folder: str | os.PathLike,
-    *,
-    rules: Iterable[Rule] = NATIVE,
-    plain: dict[str, Any] | None = None,
-    dtype: torch.dtype | None = None,
-    shard_bytes: int = 5 * 10**9,
-    stem: str = STEMS[0],
-) -> None:
-    """Write ``model`` to ``folder``: safetensors under the names of ``rules`` and config.json.
-
-    ``plain`` is the content of config.json; None writes our own layout. ``dtype`` None keeps every tensor's type.
-    """
-    folder = Path(folder)
-    save_weights(model.state_dict(), folder, rules, shard_bytes=shard_bytes, dtype=dtype, stem=stem)
-    write_json(folder / "config.json", native(model.config) if plain is None else plain)
-
-
 def native(config: OmniConfig) -> dict[str, Any]:
     """config.json of our own layout."""
     return {"model_type": "omni", "omni": to_dict(config)}
@@ -449,7 +430,6 @@ __all__ = [
     "native",
     "plan",
     "read_json",
-    "save",
     "save_weights",
     "target_dtype",
     "view",

@@ -370,12 +370,13 @@ def _convert_arguments(parser: Parser) -> None:
     parser.add_argument("target", metavar="DST", type=Path, help="folder to write")
     parser.add_argument("--family", help="layout to write: omni, nemotron_h ... (default: the source's own)")
     parser.add_argument("--dtype", default="auto", help="float32, bfloat16 ... (default: auto, the source's own)")
+    parser.add_argument("--base", metavar="NAME", help="folder beside DST; only what differs from it is written")
 
 
 def _convert(args: Arguments) -> Any:
     from omni.families.convert import convert
 
-    folder = convert(args.source, args.target, family=args.family, dtype=args.dtype)
+    folder = convert(args.source, args.target, family=args.family, dtype=args.dtype, base=args.base)
     say(args, str(folder))
     return {"model": str(folder)}
 

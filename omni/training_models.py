@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from omni.assets import shipped
 from omni.config import ConfigError, Embodiment, replace
 from omni.data.demonstrations import body_of, fitted
 from omni.data.droid import SPACES
@@ -48,7 +49,7 @@ class Source:
 
 def is_preset(name: str) -> bool:
     """Whether a recipe's model are sizes without weights, not a folder. ConfigError with close names for neither."""
-    if name == "tiny" or "/" in name or Path(name).is_dir():
+    if name in shipped() or "/" in name or Path(name).is_dir():
         return False
     preset(name)
     return True

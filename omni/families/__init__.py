@@ -16,10 +16,11 @@ from typing import Any
 
 import torch
 
-from omni.checkpoint import CheckpointError, find_tensors, inside, load_weights
-from omni.checkpoint import save as write
+from omni.assets import shipped
+from omni.checkpoint import CheckpointError, find_tensors, inside, load_weights, save_weights
 from omni.config import ConfigError, OmniConfig, replace
 from omni.families.base import Family, Preset
+from omni.families.base_folder import base_of, changed
 from omni.families.locate import ModelNotFound, find_folder
 from omni.model import Omni
 from omni.tensorfile import Entry, read_json, write_json
@@ -167,13 +168,19 @@ def load(name_or_path: str | os.PathLike, device: str = "auto", dtype: Any = "au
 def load_folder(folder: Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> Omni:
     """The model of a checkpoint folder; ``dtype`` None keeps the types of the file."""
     family, config = read_folder(folder)
-    entries = find_parts(folder, family)
+    base = base_folder(folder)
+    entries = {**(find_parts(base, family) if base else {}), **find_parts(folder, family)}
     with torch.device("meta"):
         model = Omni(config)
     load_weights(model, entries, family.rules(config), device=device, dtype=dtype, where=str(folder))
-    model.tokenizer, model.folder = _tokenizer(folder), folder
+    model.tokenizer, model.folder = _tokenizer(folder) or (_tokenizer(base) if base else None), folder
     model.config = _with_placeholders(config, model.tokenizer)
     return model.eval()
+
+
+def base_folder(folder: Path) -> Path | None:
+    """The folder beside ``folder`` that holds what it did not change; None where it is whole."""
+    return base_of(folder, _read_plain(folder))
 
 
 def _with_placeholders(config: OmniConfig, tokenizer: Any) -> OmniConfig:
@@ -193,7 +200,7 @@ def _folder_with_weights(name_or_path: str | os.PathLike) -> Path:
     try:
         return find_folder(name_or_path)
     except ModelNotFound as error:
-        names = ["tiny", *presets(), *(p.weights for p in presets().values())]
+        names = [*shipped(), *presets(), *(p.weights for p in presets().values())]
         raise ModelNotFound(f"{error}{_close(name, names)}") from None
 
 
@@ -257,14 +264,20 @@ def save(
     dtype: Any = "auto",
     compute_dtype: Any = "auto",
     shard_bytes: int = 5 * 10**9,
+    base: str | None = None,
 ) -> None:
     """Write ``model`` in a family's layout: config.json, generation_config.json, and safetensors under its names.
 
     ``compute_dtype`` (our own layout only) is what ``load`` takes where the caller leaves it the choice: bfloat16
     halves a file, but a CPU multiplies float32 many times faster.
+
+    ``base`` (our own layout only) names a folder beside this one: only what differs from it is written, and ``load``
+    takes the rest, the tokenizer included, from there.
     """
     if family not in families():
         raise ConfigError(f"unknown family {family!r}; known: {', '.join(sorted(families()))}")
+    if base is not None and family != "omni":
+        raise ConfigError(f"base belongs to our own layout; {family!r} has no place for it")
     chosen, folder, wanted = families()[family], Path(folder), pick_dtype(dtype)
     plain = chosen.from_config(model.config)
     computed = pick_dtype(compute_dtype)
@@ -272,6 +285,10 @@ def save(
         if family != "omni":
             raise ConfigError(f"compute_dtype belongs to our own layout; {family!r} has no place for it")
         plain["compute_dtype"] = str(computed).removeprefix("torch.")
+    state = model.state_dict()
+    if base is not None:
+        plain["base"] = base
+        state = changed(state, load_folder(base_of(folder, plain)).state_dict(), wanted)
     folder.mkdir(parents=True, exist_ok=True)
     if family != "omni":
         plain["dtype"] = str(wanted or model.dtype).removeprefix("torch.")
@@ -279,15 +296,8 @@ def save(
     if chosen.write_media is not None:
         for name, content in chosen.write_media(model.config).items():
             write_json(folder / name, content)
-    write(
-        model,
-        folder,
-        rules=chosen.rules(model.config),
-        plain=plain,
-        dtype=wanted,
-        shard_bytes=shard_bytes,
-        stem=chosen.stem,
-    )
+    save_weights(state, folder, chosen.rules(model.config), shard_bytes=shard_bytes, dtype=wanted, stem=chosen.stem)
+    write_json(folder / "config.json", plain)
 
 
 def _generation(config: OmniConfig) -> dict[str, Any]:
@@ -303,6 +313,7 @@ __all__ = [
     "Family",
     "ModelNotFound",
     "Preset",
+    "base_folder",
     "compute_dtype",
     "families",
     "find_config",

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from omni.families import TOKENIZERS, CheckpointError, compute_dtype, load_folder, read_folder, save
+from omni.families import TOKENIZERS, CheckpointError, base_folder, compute_dtype, load_folder, read_folder, save
 from omni.families.locate import find_folder
 
 COPIED = (
@@ -25,11 +25,14 @@ def convert(
     family: str | None = None,
     dtype: Any = "auto",
     shard_bytes: int = 5 * 10**9,
+    base: str | None = None,
 ) -> Path:
     """Write the checkpoint ``source`` to the folder ``target``; returns it.
 
     ``family`` None keeps the source's layout (``dtype`` or the shards change); ``"omni"`` is our own;
     ``"nemotron_h"`` is what transformers and vLLM load. The tokenizer's files go along.
+
+    ``base`` names a folder beside ``target``, in our own layout: then only what differs from it is written.
     """
     found = find_folder(source)
     target = Path(target)
@@ -37,9 +40,12 @@ def convert(
         raise CheckpointError(f"{target} is the source itself; give another folder")
     family = family or read_folder(found)[0].name
     computed = compute_dtype(found) if family == "omni" else "auto"
-    save(load_folder(found), target, family=family, dtype=dtype, compute_dtype=computed, shard_bytes=shard_bytes)
+    kept = {"dtype": dtype, "compute_dtype": computed, "shard_bytes": shard_bytes, "base": base}
+    save(load_folder(found), target, family=family, **kept)
+    places = [place for place in (found, base_folder(found)) if place is not None and base is None]
     for name in COPIED:
-        if (found / name).exists():
-            shutil.copyfile(found / name, target / f"{name}.part")
+        origin = next((place / name for place in places if (place / name).exists()), None)
+        if origin is not None:
+            shutil.copyfile(origin, target / f"{name}.part")
             os.replace(target / f"{name}.part", target / name)
     return target

@@ -1,10 +1,10 @@
-"""From a name to a folder: the shipped model, a local folder, or a repository of the Hugging Face hub."""
+"""From a name to a folder: a shipped model, a local folder, or a repository of the Hugging Face hub."""
 
 import os
 import re
 from pathlib import Path
 
-from omni.assets import tiny
+from omni.assets import shipped
 from omni.checkpoint import CheckpointError
 
 PATTERNS = ["*.safetensors", "*.json", "*.txt", "*.jinja", "*.model"]
@@ -23,15 +23,17 @@ def looks_like_repo(name: str) -> bool:
 
 def find_folder(name_or_path: str | os.PathLike) -> Path:
     """The folder of a checkpoint. ``OWNER/NAME[@REVISION]`` is fetched unless it is in the cache already."""
-    if name_or_path == "tiny":
-        return tiny()
+    known = shipped()
+    if name_or_path in known:
+        return known[name_or_path]
     path = Path(name_or_path).expanduser()
     if path.is_dir():
         return path
     if path.exists():
         raise ModelNotFound(f"{path} is a file; a model is a folder with config.json and .safetensors files")
     if not looks_like_repo(str(name_or_path)):
-        raise ModelNotFound(f'{name_or_path} is neither a folder, nor a hub id (OWNER/NAME), nor "tiny"')
+        names = ", ".join(known)
+        raise ModelNotFound(f"{name_or_path} is neither a folder, nor a hub id (OWNER/NAME), nor shipped ({names})")
     return _fetch(str(name_or_path))
 
 

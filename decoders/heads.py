@@ -61,13 +61,13 @@ class LatentHead(nn.Module):
 
     @torch.no_grad()
     def spread(self) -> None:
-        """Begin the later frames of tokens as pictures that show the mean of theirs: from the first frame's weights."""
+        """Begin the later frames of tokens from the first one's weights: read as a picture of their mean, not answered."""
         f = self.config.patch_frames
         if self.next_in is not None:
             self.next_in.weight.copy_(self.proj_in.weight.repeat(1, f) / f)
             self.next_in.bias.copy_(self.proj_in.bias)
-            self.next_out.weight.copy_(self.proj_out.weight.repeat(f, 1))
-            self.next_out.bias.copy_(self.proj_out.bias.repeat(f))
+            self.next_out.weight.zero_()
+            self.next_out.bias.zero_()
 
     def read(self, latents: Tensor) -> Tensor:
         """-> (b, n, d)"""

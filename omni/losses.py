@@ -22,7 +22,8 @@ def next_token(logits: Tensor, labels: Tensor) -> Tensor:
 def flow(velocity: Tensor, data: Tensor, noise: Tensor, noisy: Tensor | None = None) -> Tensor:
     """Mean squared error of a velocity against ``noise - data`` (Cosmos 3, section 4.1).
 
-    Over all elements, or over those that are ``noisy`` (of a shape that broadcasts to theirs); zero where none is.
+    Over all elements, or over those that are ``noisy`` (of a shape that broadcasts to theirs, and weights as well as
+    flags); zero where none is.
     """
     if noisy is None:
         return F.mse_loss(velocity.float(), (noise - data).float())

@@ -30,6 +30,10 @@ from omni.tokenizers.latent import PixelCodec
 Parts = dict[str, tuple[float, Tensor]]
 """Losses by name, each with its weight."""
 
+TRUSTED = 0.5
+"""Time below which a predicted sample's error counts as the sample's own, no longer divided by the time: as that of a
+velocity a few nearly clean videos would outweigh all others."""
+
 
 class TrackHead(nn.Module):
     """Where the things of one world are, as shares of the picture's sides: x, y.
@@ -103,6 +107,8 @@ class WorldLosses(nn.Module):
         t = sample_times(rows, None, plan.time_mean, plan.time_shift, plan.time_std).to(data[VIDEO].device)
         noise = {name: torch.randn_like(x) for name, x in data.items()}
         own = {name: _open(x, ~clean[name]) if name in clean else torch.ones_like(x[:, :1]) for name, x in data.items()}
+        if model.config.latent.prediction == "sample":
+            own[VIDEO] = own[VIDEO] * (t / t.clamp(min=TRUSTED)).square().view(-1, *[1] * (own[VIDEO].dim() - 1))
         if batch.widths is not None:
             widths = batch.widths.repeat_interleave(plan.draws)
             meant = torch.arange(data[ACTION].shape[2], device=widths.device) < widths[:, None, None]

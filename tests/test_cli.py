@@ -14,7 +14,7 @@ from omni import cli
 from omni.config import replace
 from omni.evaluation import TASKS
 from omni.families import save
-from omni.families.tiny import TINY
+from omni.families.tiny import WORLDS
 from omni.model import Omni
 from omni.pipelines.images import read_settings
 from omni.pipelines.reading import Answer
@@ -25,7 +25,7 @@ from omni.tokenizers.bytes import ByteTokenizer
 def random_tiny() -> Omni:
     """The shipped model's shape with random weights: these tests are about the command, not about what it says."""
     torch.manual_seed(0)
-    model = Omni(replace(TINY)).eval()
+    model = Omni(replace(WORLDS)).eval()
     model.tokenizer = ByteTokenizer()
     return model
 

@@ -9,7 +9,7 @@ import omni
 from omni import demo, demo_motion
 from omni.config import WalkConfig, replace
 from omni.data.motion import KINDS
-from omni.families.tiny import TINY
+from omni.families.tiny import WORLDS
 from omni.model import Omni
 from omni.tokenizers.bytes import ByteTokenizer
 
@@ -19,7 +19,7 @@ def result() -> dict:
     """A whole run with random weights."""
     torch.manual_seed(0)
     quick = WalkConfig(steps=2)
-    model = Omni(replace(TINY, generation=replace(TINY.generation, image=quick, video=quick, action=quick))).eval()
+    model = Omni(replace(WORLDS, generation=replace(WORLDS.generation, image=quick, video=quick, action=quick))).eval()
     model.tokenizer = ByteTokenizer()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(omni, "load", lambda name: model)

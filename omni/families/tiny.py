@@ -1,4 +1,8 @@
-"""omni-tiny: the small model that the project trains itself and ships, with a part of every kind the family has."""
+"""omni-tiny: the small model that the project trains itself and ships, with a part of every kind the family has.
+
+TINY reads, watches, listens and draws. WORLDS has the same reader and another generator, which animates pictures and
+drives robots: as with Cosmos 3, whose Image2Video and Policy are generators post-trained beside one reasoner.
+"""
 
 from omni.config import (
     ActionConfig,
@@ -22,6 +26,8 @@ from omni.config import (
     replace,
 )
 from omni.config_latents import MelConfig
+
+from omni.families.base import Preset
 
 D_MODEL = 192
 THETA = 4000.0
@@ -96,14 +102,9 @@ TINY = OmniConfig(
         channels=24,
         image_size=64,
         position_offset=0,
-        codec=CodecConfig(motion=2.0),
+        codec=CodecConfig(),
         max_grid=8,
-        patch_frames=4,
-        clock=8,
-        positions_a_second=PACE,
     ),
-    sound_latent=SoundLatentConfig(channels=32, rate=25.0, positions_a_second=PACE, codec=MelConfig()),
-    action=ActionConfig(width=8, n_domains=4, positions_a_second=PACE, embodiments=EMBODIMENTS),
     generation=GenerationConfig(
         image=WalkConfig(steps=30, guidance=1.7, shift=3.0, eta=1.0),
         upsample=True,
@@ -121,4 +122,26 @@ TINY = OmniConfig(
     },
 )
 
-PRESETS = {"omni-tiny": TINY}
+WORLDS = replace(
+    TINY,
+    # What moves is said as it will be, not as a velocity: beside the noise of four frames that share a token, whose
+    # numbers are half as many as the token's own, there is little room for anything else.
+    latent=replace(
+        TINY.latent,
+        prediction="sample",
+        codec=CodecConfig(motion=2.0),
+        patch_frames=4,
+        clock=8,
+        positions_a_second=PACE,
+    ),
+    sound_latent=SoundLatentConfig(channels=32, rate=25.0, positions_a_second=PACE, codec=MelConfig()),
+    action=ActionConfig(width=8, n_domains=4, positions_a_second=PACE, embodiments=EMBODIMENTS),
+    generation=GenerationConfig(
+        image=TINY.generation.image,
+        video=WalkConfig(steps=8, guidance=1.0, shift=3.0),
+        action=WalkConfig(steps=8, guidance=1.0, shift=3.0),
+        fps=8.0,
+    ),
+)
+
+PRESETS = {"omni-tiny": TINY, "omni-tiny-worlds": Preset(WORLDS, "tiny-worlds")}

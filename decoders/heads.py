@@ -61,7 +61,7 @@ class LatentHead(nn.Module):
 
     @torch.no_grad()
     def spread(self) -> None:
-        """Begin the later frames of tokens from the first one's weights: read as a picture of their mean, not answered."""
+        """Begin the later frames of tokens: read as the first is, a picture of their mean; nothing is said of them."""
         f = self.config.patch_frames
         if self.next_in is not None:
             self.next_in.weight.copy_(self.proj_in.weight.repeat(1, f) / f)

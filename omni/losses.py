@@ -19,16 +19,20 @@ def next_token(logits: Tensor, labels: Tensor) -> Tensor:
     return summed / (targets != IGNORED).sum().clamp(min=1)
 
 
-def flow(velocity: Tensor, data: Tensor, noise: Tensor, noisy: Tensor | None = None) -> Tensor:
+def flow(
+    velocity: Tensor, data: Tensor, noise: Tensor, noisy: Tensor | None = None, weight: Tensor | None = None
+) -> Tensor:
     """Mean squared error of a velocity against ``noise - data`` (Cosmos 3, section 4.1).
 
-    Over all elements, or over those that are ``noisy`` (of a shape that broadcasts to theirs, and weights as well as
-    flags); zero where none is.
+    Over all elements, or over those that are ``noisy`` (flags of a shape that broadcasts to theirs); else zero.
+    ``weight``, of such a shape too, multiplies the squares.
     """
+    squares = (velocity.float() - (noise - data).float()).square()
+    squares = squares if weight is None else squares * weight.float()
     if noisy is None:
-        return F.mse_loss(velocity.float(), (noise - data).float())
+        return squares.mean()
     noisy = noisy.expand_as(velocity).float()
-    return ((velocity.float() - (noise - data).float()).square() * noisy).sum() / noisy.sum().clamp(min=1)
+    return (squares * noisy).sum() / noisy.sum().clamp(min=1)
 
 
 def places(found: Tensor, tracks: Tensor) -> Tensor:

@@ -167,6 +167,7 @@ class AnimatePlan:
     kinds: dict[str, float] | None = None
     sound: float = 0.5  # share of batches whose sound is denoised too
     free: float = 0.1  # share of batches in which no frame is given: the sentence is all there is
+    part: float = 0.0  # share of batches, without sound, of the first frame and one group of later ones alone
     drop: float = 0.1  # share of empty sentences, which is what guidance compares with
     time_mean: float = 0.0  # of the logit of the noise level, and its spread
     time_std: float = 1.2
@@ -174,10 +175,11 @@ class AnimatePlan:
     weight: float = 1.0
     sound_weight: float = 0.5
     track_weight: float = 0.5  # of saying where the things are in each frame
+    thing_weight: float = 0.1  # of naming what happens, and the colour that each token's square shows in each frame
     every: int = 1
 
     def __post_init__(self) -> None:
-        _check_streams(self, "sound", "free")
+        _check_streams(self, "sound", "free", "part")
         if self.kinds is not None:
             _check_mixture(self, "kinds of motion", "kinds")
 

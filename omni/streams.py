@@ -35,6 +35,7 @@ class Scene:
     widths: Tensor | None = None  # (b,) numbers of an action that mean something; those behind stay as they are
     controls: tuple[Tensor, ...] = ()  # clean latents (b, c, T, h, w) of the clips that the video follows
     follow: bool = False  # clips and video come one after the other in time, instead of all at one moment
+    moments: tuple[int, ...] = ()  # which frames of tokens the video's are, of a longer one; (): all from the first on
 
     def twice(self) -> "Scene":
         """For a batch whose rows follow once more."""
@@ -109,7 +110,10 @@ class Heads(NamedTuple):
     def _video(self, latents: Tensor, scene: Scene, first: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         config, grid = self.video.config, self.video.grid(latents)
         rate = None if scene.fps is None else scene.fps / (config.frames * config.patch_frames)
-        places = stream_positions(grid, first, rate, config.positions_a_second)
+        whole = (max(scene.moments) + 1, *grid[1:]) if scene.moments else grid
+        places = stream_positions(whole, first, rate, config.positions_a_second)
+        if scene.moments:
+            places = places.unflatten(2, (whole[0], -1))[:, :, list(scene.moments)].flatten(2)
         return self.video.read(latents), places, _grouped(scene.clean.get(VIDEO), config.patch_frames)
 
     def _sound(self, latents: Tensor, scene: Scene, first: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -139,6 +143,9 @@ class Heads(NamedTuple):
                     f"a control is {tuple(control.shape)}; the video is {tuple(state[VIDEO].shape)}, and both have as "
                     "many rows and axes"
                 )
+        moments, frames = scene.moments, self.video.grid(state[VIDEO])[0]
+        if moments and (len(moments) != frames or list(moments) != sorted({*moments}) or moments[0] < 0):
+            raise ValueError(f"moments are {moments}; the video has {frames} frames of tokens, one after the other")
         if ACTION in state and scene.domains is None:
             raise ValueError("actions need their domains: whose they are")
         for name, clean in scene.clean.items():

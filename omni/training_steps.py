@@ -12,9 +12,10 @@ from torch.utils.data import IterableDataset
 from omni.data.batches import DrawBatch, Encoding, ReadBatch, TalkBatch, draw_batch, read_batch, talk_batch
 from omni.data.demonstrations import Demonstrations
 from omni.data.documents import SIZES
+from omni.data.rollout import FRAMES
 from omni.data.senses import SENSES as SENSE_BATCHES
 from omni.data.senses import SenseBatch
-from omni.data.worlds import RolloutBatch, act_batch, animate_batch
+from omni.data.worlds import PART_ROWS, RolloutBatch, act_batch, animate_batch
 from omni.model import Omni
 from omni.recipe import (
     MODES,
@@ -93,9 +94,13 @@ class Steps(IterableDataset):
         return talk_batch(self._own(seed), plan.size, plan.width, self.encoding, plan.upsample)
 
     def _animate(self, seed: int, plan: AnimatePlan) -> RolloutBatch:
-        sound = Random(f"animated sound {seed}").random() < plan.sound  # the same in every process
-        more = {"kinds": plan.kinds, "sound": sound, "free": plan.free, "drop": plan.drop}
-        return animate_batch(self._own(seed), plan.size, self.encoding, **more)
+        look = Random(f"animated sound {seed}")  # the same in every process
+        sound, group = look.random() < plan.sound, None
+        if look.random() < plan.part:
+            sound, group = False, look.randrange((FRAMES - 1) // self.encoding.unit)
+        more = {"kinds": plan.kinds, "sound": sound, "group": group, "free": plan.free, "drop": plan.drop}
+        size = plan.size * (1 if group is None else PART_ROWS)
+        return animate_batch(self._own(seed), size, self.encoding, **more)
 
     def _act(self, seed: int, plan: ActPlan) -> RolloutBatch:
         still = Random(f"still {seed}").random() < plan.still  # the same in every process

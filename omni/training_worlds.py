@@ -9,13 +9,16 @@ The squared error of a few bright pixels says little about where a thing is; ask
 Source of the loss: ``reference`` cosmos3, sections 4.1 and 6.4.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from omni import losses
 from omni.cache import Cache
+from omni.data.motion import KINDS
+from omni.data.scenes import COLORS
 from omni.data.worlds import TRACKS, WORLDS, RolloutBatch
 from omni.decoders.flow import interpolate, sample_times
 from omni.decoders.heads import Grid
@@ -66,6 +69,37 @@ class TrackHead(nn.Module):
         return self.acting(hidden).unflatten(-1, (TRACKS, 2)).transpose(1, 2)
 
 
+class ThingHead(nn.Module):
+    """What happens in a video of moving things, and which colour each token's square shows in every frame."""
+
+    def __init__(self, d_model: int, patch_frames: int) -> None:
+        super().__init__()
+        self.n_colors = 1 + len(COLORS)
+        self.first = nn.Linear(d_model, self.n_colors)
+        self.later = nn.Linear(d_model, patch_frames * self.n_colors)
+        self.deed = nn.Linear(d_model, len(KINDS))
+
+    def colors(self, hidden: Tensor, grid: Grid) -> Tensor:
+        """(b, t h w, d) -> (b, T h w, colours)"""
+        n = grid[1] * grid[2]
+        rest = self.later(hidden[:, n:]).unflatten(-1, (-1, self.n_colors)).unflatten(1, (grid[0] - 1, n))
+        return torch.cat([self.first(hidden[:, :n]), rest.transpose(2, 3).flatten(1, 3)], dim=1)
+
+    def deeds(self, hidden: Tensor, grid: Grid) -> Tensor:
+        """(b, t h w, d) -> (b, kinds): what all tokens behind the first frame say together."""
+        return self.deed(hidden[:, grid[1] * grid[2] :].mean(dim=1))
+
+
+class Found(NamedTuple):
+    """What one call of the denoiser gave."""
+
+    errors: dict[str, Tensor]  # of each stream's velocity
+    places: dict[str, Tensor]  # mean error of where things are, as tokens of video and actions tell
+    hidden: dict[str, Tensor]  # (b, n, d) by stream
+    grid: Grid  # of the video's tokens
+    kept: slice | list[int]  # latent frames that were denoised
+
+
 class WorldLosses(nn.Module):
     """The objectives of moving things and of robots. Holds the heads that serve training only, not the model."""
 
@@ -75,40 +109,51 @@ class WorldLosses(nn.Module):
             (model.config.denoiser.d_model, model.config.latent.patch_frames) if model.latents else (1, 1)
         )
         self.tracks = nn.ModuleDict({world: TrackHead(size, patch_frames) for world in WORLDS})
+        self.things = ThingHead(size, patch_frames)
         self._opened: Any = None  # the codec in the model's folder; no part of the module, so that no run stores it
 
     def animate(self, model: Omni, plan: AnimatePlan, batch: RolloutBatch, context: Cache) -> Parts:
-        """Velocity of the video and of its sound, and the things' places. ``context``: the sentences, read."""
-        found, places = self._denoise(model, plan, batch, context)
-        parts = {"animate": (plan.weight, found[VIDEO]), "animate_tracks": (plan.track_weight, places[VIDEO])}
-        return parts | ({"animate_sound": (plan.sound_weight, found[SOUND])} if SOUND in found else {})
+        """Velocity of the video and of its sound, the things' names and places. ``context``: the sentences, read."""
+        found = self._denoise(model, plan, batch, context)
+        parts = {
+            "animate": (plan.weight, found.errors[VIDEO]),
+            "animate_tracks": (plan.track_weight, found.places[VIDEO]),
+        }
+        if plan.thing_weight:
+            colors = self.things.colors(found.hidden[VIDEO], found.grid)
+            shown = batch.shown[:, found.kept].flatten(1).repeat_interleave(plan.draws, dim=0)
+            deeds = self.things.deeds(found.hidden[VIDEO], found.grid)
+            happens = F.cross_entropy(deeds, batch.deeds.repeat_interleave(plan.draws))
+            parts["animate_things"] = plan.thing_weight, losses.balanced(colors, shown)
+            parts["animate_deeds"] = plan.thing_weight, happens
+        return parts | ({"animate_sound": (plan.sound_weight, found.errors[SOUND])} if SOUND in found.errors else {})
 
     def act(self, model: Omni, plan: ActPlan, batch: RolloutBatch, context: Cache) -> Parts:
         """Velocity of the actions and of the video, and the places of the scene's parts."""
-        found, places = self._denoise(model, plan, batch, context)
+        errors, places, *_ = self._denoise(model, plan, batch, context)
         parts = {}
         if batch.mode != "forward":  # in a batch of that mode all actions are given
-            parts["act"] = plan.action_weight, found[ACTION]
+            parts["act"] = plan.action_weight, errors[ACTION]
         if places:
             parts["act_tracks"] = plan.track_weight, places[ACTION]
             parts["act_seen"] = plan.track_weight, places[VIDEO]
         if batch.frames.shape[2] > 1 and batch.mode != "inverse":
-            parts["act_video"] = plan.weight, found[VIDEO]
+            parts["act_video"] = plan.weight, errors[VIDEO]
         return parts
 
-    def _denoise(
-        self, model: Omni, plan: AnimatePlan | ActPlan, batch: RolloutBatch, context: Cache
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Of each stream the velocity's error where it is noisy; and that of the places, as its tokens tell them."""
+    def _denoise(self, model: Omni, plan: AnimatePlan | ActPlan, batch: RolloutBatch, context: Cache) -> Found:
+        """Of each stream the velocity's error where it is noisy, and what its tokens say."""
         data, clean = streams(model, batch, self.codec(model))
+        kept = slice(None)
+        if batch.group is not None:
+            kept = _frames_of(batch.group, model.config.latent.patch_frames)
+            data[VIDEO], clean[VIDEO] = data[VIDEO][:, :, kept], clean[VIDEO][:, kept]
         data = {name: x.repeat_interleave(plan.draws, dim=0) for name, x in data.items()}
         clean = {name: x.repeat_interleave(plan.draws, dim=0) for name, x in clean.items()}
         rows = len(data[VIDEO])
         t = sample_times(rows, None, plan.time_mean, plan.time_shift, plan.time_std).to(data[VIDEO].device)
         noise = {name: torch.randn_like(x) for name, x in data.items()}
         own = {name: _open(x, ~clean[name]) if name in clean else torch.ones_like(x[:, :1]) for name, x in data.items()}
-        if model.config.latent.prediction == "sample":
-            own[VIDEO] = own[VIDEO] * (t / t.clamp(min=TRUSTED)).square().view(-1, *[1] * (own[VIDEO].dim() - 1))
         if batch.widths is not None:
             widths = batch.widths.repeat_interleave(plan.draws)
             meant = torch.arange(data[ACTION].shape[2], device=widths.device) < widths[:, None, None]
@@ -119,11 +164,18 @@ class WorldLosses(nn.Module):
             clean=clean,
             domains=None if batch.domains is None else batch.domains.repeat_interleave(plan.draws),
             action_start=1 - batch.states,
+            moments=() if batch.group is None else (0, 1 + batch.group),
         )
         velocity, hidden = model.denoise(state, t, context.fork(plan.draws), scene)
-        errors = {name: losses.flow(velocity[name], data[name], noise[name], own[name]) for name in data}
-        known = batch.worlds is not None
-        return errors, self._places(hidden, batch, plan.draws, model.latents.grid(data[VIDEO])) if known else {}
+        weights = {VIDEO: _weight(t, data[VIDEO])} if model.config.latent.prediction == "sample" else {}
+        errors = {
+            name: losses.flow(velocity[name], data[name], noise[name], own[name], weights.get(name)) for name in data
+        }
+        grid, places = model.latents.grid(data[VIDEO]), {}
+        if batch.worlds is not None:
+            tracks = batch.tracks[:, :, : batch.frames.shape[2]][:, :, kept]
+            places = self._places(hidden, batch, tracks, plan.draws, grid)
+        return Found(errors, places, hidden, grid, kept)
 
     def codec(self, model: Omni) -> Any:
         """The codec of the model's pictures: its own, or the one in its folder, opened where the model is by now."""
@@ -133,14 +185,20 @@ class WorldLosses(nn.Module):
             self._opened = open_codec(model)
         return self._opened
 
-    def _places(self, hidden: dict[str, Tensor], batch: RolloutBatch, draws: int, grid: Grid) -> dict[str, Tensor]:
-        """Mean error of the places that tokens of the video and of the actions tell, over all worlds."""
+    def _places(
+        self, hidden: dict[str, Tensor], batch: RolloutBatch, seen: Tensor, draws: int, grid: Grid
+    ) -> dict[str, Tensor]:
+        """Mean error of the places that tokens of the video and of the actions tell, over all worlds.
+
+        ``seen`` (b, TRACKS, T, 2): of the frames that the video's tokens are of.
+        """
         world, tracks = batch.worlds.repeat_interleave(draws), batch.tracks.repeat_interleave(draws, dim=0)
+        seen = seen.repeat_interleave(draws, dim=0)
         told, true = {VIDEO: [], ACTION: []}, {VIDEO: [], ACTION: []}
         for i in sorted(set(batch.worlds.tolist())):
             head, rows = self.tracks[WORLDS[i]], world == i
             told[VIDEO].append(head.video(hidden[VIDEO][rows], grid))
-            true[VIDEO].append(tracks[rows, :, : batch.frames.shape[2]])
+            true[VIDEO].append(seen[rows])
             if ACTION in hidden:
                 told[ACTION].append(head.action(hidden[ACTION][rows]))
                 true[ACTION].append(tracks[rows, :, 1:])
@@ -177,6 +235,16 @@ def streams(model: Omni, batch: RolloutBatch, codec: Any = None) -> tuple[dict[s
     if batch.actions is not None:
         data[ACTION], clean[ACTION] = batch.actions, batch.given_actions
     return data, clean
+
+
+def _weight(t: Tensor, latents: Tensor) -> Tensor:
+    """What a velocity that follows from a predicted sample counts at times t (b,), in a shape for ``latents``."""
+    return (t / t.clamp(min=TRUSTED)).square().view(-1, *[1] * (latents.dim() - 1))
+
+
+def _frames_of(group: int, size: int) -> list[int]:
+    """The first latent frame, and those of one group of later ones that share tokens."""
+    return [0, *range(1 + group * size, 1 + (group + 1) * size)]
 
 
 def _open(x: Tensor, noisy: Tensor) -> Tensor:

@@ -65,7 +65,8 @@ def test_spread_weights_read_a_still_video_as_pictures_and_say_nothing_of_it_yet
         torch.testing.assert_close(group, h.read(picture))
     written = h.write(read.flatten(1, 2), video, torch.ones(2))
     torch.testing.assert_close(written[:, :, 0], h.write(group, picture[:, :, 0], torch.ones(2)))
-    assert bool(written[:, :, 0].any()) and not bool(written[:, :, 1:].any())
+    assert bool(written[:, :, 0].any())
+    assert not bool(written[:, :, 1:].any())
 
 
 def test_frames_that_are_left_over_are_refused():

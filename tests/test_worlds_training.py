@@ -9,19 +9,22 @@ import torch
 import yaml
 from micro import CODEC_LATENT, MICRO
 
-from omni import families, training
+from omni import families, training, training_worlds
 from omni.config import ActionConfig, ConfigError, Embodiment, Normalizer, replace
 from omni.data import HELD_OUT_SEEDS, TRAIN_SEEDS, worlds
+from omni.data.motion import KINDS
 from omni.data.rollout import CANVAS, FRAMES, Rollout
+from omni.data.scenes import BACKGROUNDS, COLORS
 from omni.families import save
 from omni.families.base import Preset
 from omni.model import Omni
 from omni.recipe import MODES, ActPlan, AnimatePlan, load_recipe
+from omni.streams import Scene
 from omni.tokenizers.action import decode
 from omni.training import OmniTraining, build, train
 from omni.training_parts import load_weights
 from omni.training_steps import Steps, encoding
-from omni.training_worlds import TrackHead, read_prompts, streams
+from omni.training_worlds import ThingHead, TrackHead, read_prompts, streams
 
 CENTRED = Normalizer(method="minmax", offset=(32.0, 32.0), scale=(32.0, 32.0))
 BODIES = (
@@ -172,6 +175,36 @@ def test_processes_and_kinds_take_their_own(words, recipe):
             assert not torch.equal(a[kind][1].frames, b[kind][1].frames)
 
 
+def test_a_part_of_a_video_has_one_group_of_frames_and_more_rows(words, recipe):
+    plan = AnimatePlan(size=2, sound=1.0, part=1.0)
+    stage = replace(load_recipe(recipe).stages[0], animate=plan, act=None)
+    recipe = replace(load_recipe(recipe), stages=(stage,))
+    made = [
+        Steps(recipe, words, part=part, parts=2).batches(step)["animate"][1] for step in range(8) for part in (0, 1)
+    ]
+    groups = [batch.group for batch in made]
+    assert groups[::2] == groups[1::2]  # all processes the same
+    assert set(groups) == {0, 1, 2, 3}
+    assert all(len(batch.frames) == 2 * worlds.PART_ROWS and batch.sound is None for batch in made)
+
+
+def test_squares_are_named_by_the_colour_that_covers_them(words):
+    frames = np.full((2, 32, 48, 3), BACKGROUNDS["gray"], np.uint8)
+    frames[0, 8:16, 16:24] = COLORS["blue"]
+    frames[1, 8:16, 20:28] = COLORS["blue"]  # half of either square
+    frames[1, 24:32, 0:2] = COLORS["red"]  # a quarter
+    names = worlds._colors(frames, 8)
+    blue = 1 + list(COLORS).index("blue")
+    assert names.shape == (2, 4, 6)
+    assert np.argwhere(names).tolist() == [[0, 1, 2], [1, 1, 2], [1, 1, 3]]
+    assert set(names[names > 0].tolist()) == {blue}
+    batch = worlds.animate_batch(3, 4, words, kinds={"recolor": 1.0})
+    assert batch.shown.shape == (4, FRAMES, 8, 8)
+    assert set(batch.deeds.tolist()) == {list(KINDS).index("recolor")}
+    for row in batch.shown:
+        assert set(row[-1].flatten().tolist()) - set(row[0].flatten().tolist()), "a colour that was not there"
+
+
 def test_unknown_worlds_and_modes():
     with pytest.raises(ValueError, match=r"no worlds \['chess'\]"):
         worlds.act_batch(1, 1, None, worlds={"chess": 1.0})
@@ -222,6 +255,52 @@ def test_the_denoiser_is_shown_given_parts_as_they_are(module, words, monkeypatc
     assert torch.equal(scene.fps, torch.full((6,), 10.0))
 
 
+@torch.no_grad()
+def test_one_group_is_denoised_at_its_own_moments(module, words, monkeypatch):
+    batch = replace(worlds.animate_batch(1, 2, words), group=2)
+    data, _ = streams(module.model, batch)
+    shown, found = [], []
+    denoise = module.model.denoise
+    monkeypatch.setattr(module.model, "denoise", lambda *a: shown.append(a) or found.append(denoise(*a)) or found[-1])
+    parts = module.animate_losses(AnimatePlan(size=2, draws=1), batch)
+    state, _, context, scene = shown[0]
+    assert state["video"].shape[2] == 5
+    assert torch.equal(state["video"][:, :, 0], data["video"][:, :, 0])
+    assert scene.moments == (0, 3)
+    assert {"animate", "animate_tracks", "animate_things", "animate_deeds"} == set(parts)
+    heads, first = module.model._heads(), context.next_positions()
+    clean = {"video": batch.given}
+    whole = heads.pack(data, Scene(fps=batch.fps, clean=clean), first)
+    kept = [0, 9, 10, 11, 12]
+    part = {"video": data["video"][:, :, kept]}
+    some = heads.pack(part, replace(scene, clean={"video": batch.given[:, kept]}), first)
+    own = torch.cat([torch.arange(64), torch.arange(192, 256)])
+    torch.testing.assert_close(some.tokens, whole.tokens[:, own])
+    torch.testing.assert_close(some.positions, whole.positions[:, :, own])
+    assert torch.equal(some.noisy, whole.noisy[:, own])
+    for moments in ((0, 1, 2), (3, 0), (0, 0), (-1, 2)):
+        with pytest.raises(ValueError, match="moments are"):
+            heads.pack(part, replace(scene, moments=moments), first)
+
+
+@torch.no_grad()
+def test_a_predicted_sample_counts_no_more_than_itself_when_little_noise_is_left(module, words, monkeypatch):
+    """Of a sample that is wrong by d the velocity is wrong by d / t."""
+    model = module.model
+    model.config = replace(model.config, latent=replace(model.config.latent, prediction="sample"))
+    model.latents.config = model.config.latent
+    batch = replace(worlds.animate_batch(1, 2, words, drop=0.0), given=torch.zeros(2, FRAMES, dtype=torch.bool))
+    for layer in (model.latents.proj_out, model.latents.next_out):
+        layer.weight.zero_()
+        layer.bias.zero_()  # wrong by the data
+    data, _ = streams(model, batch)
+    wrong = float(data["video"].square().mean())
+    for time, share in ((1.0, 1.0), (0.8, 1 / 0.8**2), (0.5, 4.0), (0.1, 4.0)):
+        monkeypatch.setattr(training_worlds, "sample_times", lambda n, *_, time=time: torch.full((n,), time))
+        found = module.animate_losses(AnimatePlan(size=2, draws=1), batch)["animate"][1]
+        assert float(found) == pytest.approx(wrong * share, rel=1e-4), time
+
+
 def test_a_frozen_context_keeps_no_graph_and_learns_nothing(module, words):
     batch = worlds.act_batch(1, 2, words)
     cache, hidden = read_prompts(module.model, batch.input_ids, batch.mask)
@@ -248,6 +327,20 @@ def test_places_are_read_where_the_tokens_say():
     expected = torch.tensor([[1.5 / 4, 0.75]] + [[2.5 / 4, 0.25]] * 4 + [[3.5 / 4, 0.75]] * 4)
     torch.testing.assert_close(found[0, 0], expected)
     assert head.action(torch.zeros(1, 5, 4)).shape == (1, worlds.TRACKS, 5, 2)
+
+
+def test_colours_are_named_frame_by_frame():
+    head = ThingHead(4, 4)
+    with torch.no_grad():
+        head.later.weight.zero_()
+        head.later.bias.zero_()
+        for frame in range(4):
+            head.later.weight[frame * head.n_colors + 1 + frame, 0] = 1.0  # colour 1 + f in frame f of a group
+    hidden = torch.zeros(1, 3 * 8, 4)
+    hidden[0, 8 + 2, 0] = hidden[0, 16 + 7, 0] = 1.0  # one token in each group
+    found = head.colors(hidden, (3, 2, 4)).view(1, 9, 8, head.n_colors)
+    assert found[0, 1:].nonzero().tolist() == [[4 * g + f, (2, 7)[g], 1 + f] for g in range(2) for f in range(4)]
+    assert head.deeds(hidden, (3, 2, 4)).shape == (1, len(KINDS))
 
 
 def learned(module: OmniTraining, kind: str, plan, batches, steps: int) -> list[float]:

@@ -12,6 +12,7 @@ modes: ``reference`` cosmos3, section 6.4.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from random import Random
 
 import numpy as np
@@ -21,14 +22,19 @@ from torch import Tensor
 from omni.data import HELD_OUT_SEEDS, TRAIN_SEEDS
 from omni.data.batches import Batch, Encoding
 from omni.data.episodes import sample_arm, sample_pusht
-from omni.data.motion import sample_motion
+from omni.data.motion import KINDS, sample_motion
 from omni.data.rollout import Rollout
+from omni.data.scenes import BACKGROUNDS, COLORS
 from omni.recipe import MODES
 from omni.tokenizers.action import embodiment, encode
 from omni.tokenizers.prompts import caption_ids
 
 TRACKS = 4  # things whose places are asked for
 STILL_ROWS = 4  # a batch of first frames alone has that many times more rows: they are a quarter of the tokens, or less
+
+PART_ROWS = 2  # a batch of one group of later frames has that many times more rows: they are two fifths of the tokens
+
+COVERED = 0.3  # share of a square from which what covers it is named
 
 MOTION = "motion"
 ROBOTS: dict[str, Callable[[int, bool], Rollout]] = {"pusht": sample_pusht, "omni_arm": sample_arm}
@@ -52,6 +58,9 @@ class RolloutBatch(Batch):
     widths: Tensor | None = None  # (b,) numbers of an action that mean something
     content: tuple[int, int] | None = None  # rows and columns of pixels that are not padding; None: all
     mode: str = ""  # of all rows; "" where each has its own
+    group: int | None = None  # of later frames that share tokens: the only one that is to be denoised; None: all are
+    shown: Tensor | None = None  # (b, T, h, w) colour of what covers each token's square: 0 for the background
+    deeds: Tensor | None = None  # (b,) what happens: index into KINDS of omni.data.motion
 
 
 def animate_batch(
@@ -61,12 +70,13 @@ def animate_batch(
     *,
     kinds: dict[str, float] | None = None,
     sound: bool = False,
+    group: int | None = None,
     free: float = 0.0,
     drop: float = 0.1,
 ) -> RolloutBatch:
     """``size`` rollouts of moving things; in a share ``free`` no frame is given, a share ``drop`` of sentences is void.
 
-    ``kinds`` weighs what happens, by default all alike.
+    ``kinds`` weighs what happens, by default all alike. ``group``: only these frames are to be denoised.
     """
     rng = Random(f"animate {seed}")
     names = rng.choices(list(kinds), list(kinds.values()), k=size) if kinds else [None] * size
@@ -75,7 +85,10 @@ def animate_batch(
     given[:, 0] = torch.tensor([rng.random() >= free for _ in rollouts])
     shown = _shown(rollouts, [MOTION] * size, encoding, drop, rng)
     heard = torch.from_numpy(np.stack([r.sound for r in rollouts])).float()[:, None] if sound else None
-    return RolloutBatch(**shown, given=given, sound=heard)
+    side, names = encoding.latent_pixels, tuple(KINDS)
+    shown["shown"] = torch.from_numpy(np.stack([_colors(rollout.frames, side) for rollout in rollouts]))
+    shown["deeds"] = torch.tensor([names.index(rollout.kind) for rollout in rollouts])
+    return RolloutBatch(**shown, given=given, sound=heard, group=group)
 
 
 def act_batch(
@@ -143,6 +156,27 @@ def sentences(rows: Sequence[list[int]], encoding: Encoding) -> dict[str, Tensor
         "input_ids": torch.tensor([row + [encoding.special["pad"]] * (width - len(row)) for row in rows]),
         "mask": torch.arange(width) < torch.tensor([[len(row)] for row in rows]),
     }
+
+
+def _colors(frames: np.ndarray, side: int) -> np.ndarray:
+    """Frames (T, H, W, 3) of moving things -> (T, H / side, W / side) int64: 1 + the colour that shows in each square.
+
+    0 where the background leaves less than COVERED of it. Every second pixel is looked at.
+    """
+    red, green, blue = (frames[:, ::2, ::2] >> 4).astype(np.int64).transpose(3, 0, 1, 2)
+    names = _nearest_colors()[red << 8 | green << 4 | blue]
+    t, h, w = names.shape
+    squares = names.reshape(t, h * 2 // side, side // 2, w * 2 // side, side // 2)
+    counts = np.stack([(squares == i).sum(axis=(2, 4)) for i in range(len(COLORS))], axis=-1)
+    return np.where(counts.max(-1) >= COVERED * (side // 2) ** 2, 1 + counts.argmax(-1), 0)
+
+
+@cache
+def _nearest_colors() -> np.ndarray:
+    """(4096,) index of the colour nearest to each of 16 x 16 x 16 levels; the backgrounds' are the last."""
+    levels = np.stack(np.meshgrid(*[np.arange(16) * 16 + 8.0] * 3, indexing="ij"), axis=-1).reshape(-1, 3)
+    palette = np.array([*COLORS.values(), *BACKGROUNDS.values()], dtype=np.float64)
+    return np.square(levels[:, None] - palette).sum(-1).argmin(-1)
 
 
 def _tracks(rollout: Rollout) -> np.ndarray:

@@ -227,9 +227,9 @@ def picture(state: np.ndarray) -> np.ndarray:
 
 
 def tracks(states: np.ndarray) -> dict[str, np.ndarray]:
-    """Peg, goal and, if there is one, puck (n, 2) in pixels, of states (n, 14)."""
-    found = {"peg": np.stack([joints(state[ANGLES])[1] for state in states])}
-    found["goal"] = np.stack([goal(state) for state in states])
+    """Peg, goal, elbow and, if there is one, puck (n, 2) in pixels, of states (n, 14)."""
+    elbows, pegs = np.stack([joints(state[ANGLES]) for state in states], axis=1)
+    found = {"peg": pegs, "goal": np.stack([goal(state) for state in states]), "elbow": elbows}
     if task(states[0]) == "push":
         found["puck"] = states[:, PUCK_AT]
     return {thing: _pixels(places) for thing, places in found.items()}

@@ -161,10 +161,12 @@ def picture(state: np.ndarray) -> np.ndarray:
 
 
 def tracks(states: np.ndarray) -> dict[str, np.ndarray]:
-    """Agent and the T's centre of gravity (n, 2) in pixels, of states (n, 5)."""
-    angle = states[:, 4]
-    centre = states[:, 2:4] + CENTRE * np.stack([-np.sin(angle), np.cos(angle)], axis=1)
-    return {"agent": states[:, :2] * (CANVAS / SIDE), "T": centre * (CANVAS / SIDE)}
+    """Agent, the T's centre of gravity, its foot and one end of its bar (n, 2) in pixels, of states (n, 5)."""
+    sine, cosine = np.sin(states[:, 4]), np.cos(states[:, 4])
+    across, along = np.stack([cosine, sine], axis=1), np.stack([-sine, cosine], axis=1)
+    own = {"T": (0.0, CENTRE), "foot": (0.0, STEM[3]), "bar": (BAR[1], (BAR[2] + BAR[3]) / 2)}
+    places = {thing: states[:, 2:4] + x * across + y * along for thing, (x, y) in own.items()}
+    return {thing: at * (CANVAS / SIDE) for thing, at in {"agent": states[:, :2], **places}.items()}
 
 
 # ----------------------------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ class WalkConfig:
 class GenerationConfig:
     """Defaults of pictures, of videos and of robots; every one can be given with a request."""
 
-    image: WalkConfig = field(default_factory=WalkConfig)
+    image: WalkConfig | None = field(default_factory=WalkConfig)  # None: no pictures by themselves
     video: WalkConfig = field(default_factory=WalkConfig)
     action: WalkConfig = field(default_factory=lambda: WalkConfig(guidance=1.0))
     captions: str = "plain"  # a prompt stands alone between <s> and </s>; "chat": it is a user's turn (Cosmos 3)

@@ -19,6 +19,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
+from omni.model import Omni
 from omni.pipelines.generation import MAX_TOKENS, Generator, OnStep, Prompt, prompts_of, seeds_of
 from omni.pipelines.upsample import upsample as upsampled
 from omni.pipelines.walk import Walk
@@ -58,6 +59,11 @@ class Request:
 
 class TextToImage(Generator):
     """``TextToImage(model)("a red circle", seed=1).images[0]``"""
+
+    def __init__(self, model: Omni, codec: Any = None, *, offload: bool = False) -> None:
+        super().__init__(model, codec, offload=offload)
+        if self.defaults.image is None:
+            raise ValueError("this model animates pictures and drives robots; it draws none by themselves")
 
     @torch.inference_mode()
     def __call__(

@@ -14,7 +14,7 @@ from omni import cli
 from omni.config import replace
 from omni.evaluation import TASKS
 from omni.families import save
-from omni.families.tiny import WORLDS
+from omni.families.tiny import TINY, WORLDS
 from omni.model import Omni
 from omni.pipelines.images import read_settings
 from omni.pipelines.reading import Answer
@@ -23,9 +23,10 @@ from omni.tokenizers.bytes import ByteTokenizer
 
 @pytest.fixture(scope="module")
 def random_tiny() -> Omni:
-    """The shipped model's shape with random weights: these tests are about the command, not about what it says."""
+    """All that the shipped ones can do, with random weights: these tests are about the command, not what it says."""
     torch.manual_seed(0)
-    model = Omni(replace(WORLDS)).eval()
+    both = replace(WORLDS.generation, image=TINY.generation.image, upsample=True)
+    model = Omni(replace(WORLDS, generation=both)).eval()
     model.tokenizer = ByteTokenizer()
     return model
 

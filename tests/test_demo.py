@@ -19,7 +19,8 @@ def result() -> dict:
     """A whole run with random weights."""
     torch.manual_seed(0)
     quick = WalkConfig(steps=2)
-    model = Omni(replace(WORLDS, generation=replace(WORLDS.generation, image=quick, video=quick, action=quick))).eval()
+    walks = replace(WORLDS.generation, image=quick, video=quick, action=quick, upsample=True)
+    model = Omni(replace(WORLDS, generation=walks)).eval()
     model.tokenizer = ByteTokenizer()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(omni, "load", lambda name: model)

@@ -296,3 +296,9 @@ def test_contact_sheet():
     for bad in ({"images": []}, {"images": tiles, "columns": 0}):
         with pytest.raises(ValueError):
             contact_sheet(**bad)
+
+
+def test_a_model_that_draws_no_pictures_by_themselves_says_so():
+    model = micro_model(generation=GenerationConfig(image=None))
+    with pytest.raises(ValueError, match="draws none by themselves"):
+        TextToImage(model)

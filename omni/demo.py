@@ -55,10 +55,11 @@ CONVERSATIONS = (
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m omni.demo", description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="tiny", help="shipped name, local folder or hub id (default: tiny)")
+    parser.add_argument("--student", default="tiny-4step", help="the same, of its student (default: tiny-4step)")
     parser.add_argument("--out", type=Path, default=Path("demo"), help="folder to write (default: demo)")
     args = parser.parse_args(argv)
     try:
-        result = run(args.model)
+        result = run(args.model, args.student)
         page = write(result, args.out)
     except (ValueError, OSError) as error:
         print(f"demo: {error}", file=sys.stderr)
@@ -68,8 +69,8 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def run(name: str) -> dict[str, Any]:
-    """Everything that the page shows."""
+def run(name: str, student: str) -> dict[str, Any]:
+    """Everything that the page shows: of the model ``name``, and the pictures of its ``student`` of few steps."""
     start = time.perf_counter()
     _say(f"loading {name}")
     model = omni.load(name)
@@ -79,6 +80,7 @@ def run(name: str) -> dict[str, Any]:
         "documents": list(_documents(model)),
         "media": [*_media(model), _hour(model)],
         "pictures": _pictures(model),
+        "quick": _pictures(omni.load(student)),
         "animations": _moving(animations, model, "animating pictures"),
         "robots": _moving(rollouts, model, "driving robots"),
         "conversations": _conversations(model),
@@ -245,6 +247,7 @@ def _scores(result: dict[str, Any]) -> list[dict[str, Any]]:
         "answers right": questions,
         "about charts, clips and sounds right": watched,
         "pictures right": result["pictures"]["items"],
+        "in few steps": result["quick"]["items"],
         "videos right": result["animations"]["items"],
         "robots at their goal": result["robots"]["items"],
     }

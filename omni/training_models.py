@@ -20,7 +20,7 @@ from omni.config import ConfigError, Embodiment, replace
 from omni.data.demonstrations import body_of, fitted
 from omni.data.droid import SPACES
 from omni.data.lerobot import LeRobotDataset
-from omni.families import INDICES, compute_dtype, families, load_folder, preset, read_folder, save
+from omni.families import INDICES, base_folder, compute_dtype, families, load_folder, preset, read_folder, save
 from omni.families.convert import COPIED
 from omni.families.locate import find_folder
 from omni.model import Omni
@@ -154,7 +154,8 @@ def write_folder(model: Omni, recipe: Recipe, source: Source, folder: Path) -> N
     family = _family(recipe, source)
     if family == "omni":
         save(model, folder, dtype=source.dtype, compute_dtype=source.compute_dtype)
-        _copy(source.folder, folder, (*COMPONENTS, *COPIED))
+        for place in filter(None, (base_folder(source.folder), source.folder)):
+            _copy(place, folder, (*COMPONENTS, *COPIED))
     elif (source.folder / "transformer").is_dir():
         inner = folder / "transformer"
         save(model, inner, family=family, dtype=source.dtype)

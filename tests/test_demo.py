@@ -29,7 +29,7 @@ def result() -> dict:
         patch.setattr(demo_motion, "EXECUTED", 16)
         patch.setattr(demo_motion, "ROBOTS", {"omni_arm": 1})
         patch.setattr(demo, "MAX_ANSWER", 3)
-        return demo.run("tiny")
+        return demo.run("tiny", "tiny-4step")
 
 
 def test_everything_is_asked_and_judged(result):
@@ -37,15 +37,15 @@ def test_everything_is_asked_and_judged(result):
     assert len(questions) >= 20
     assert len(result["pictures"]["items"]) == 6
     assert [m["role"] for m in result["conversations"]["items"][0]] == ["user", "assistant"] * 3
-    answers, watched, pictures, videos, robots = result["scores"]
+    answers, watched, pictures, quick, videos, robots = result["scores"]
     assert (videos["of"], robots["of"]) == (len(KINDS), 1)
     assert answers == {"what": "answers right", "right": sum(q["right"] for q in questions), "of": len(questions)}
-    assert pictures["of"] == 6
+    assert pictures["of"] == quick["of"] == 6
     media = [q for item in result["media"] for q in item["questions"]]
     assert len(result["media"]) == 5
     assert watched["of"] == len(media) >= 20
     said = r"\d+/\d+ answers right, \d+/\d+ about charts, clips and sounds right, \d+/6 pictures right, "
-    said += r"\d+/9 videos right, \d+/1 robots at their goal, \d+ s"
+    said += r"\d+/6 in few steps, \d+/9 videos right, \d+/1 robots at their goal, \d+ s"
     assert re.fullmatch(said, demo.summary(result))
 
 
@@ -57,7 +57,7 @@ def test_the_page_is_whole_and_self_contained(result, tmp_path):
     assert "&lt;b&gt;&amp;" in page
     assert not re.search(r"(src|href)=\"(?!data:)", page)
     sections = [*result["documents"], *result["media"]]
-    assert page.count("<img") == len(sections) + len(result["pictures"]["items"])
+    assert page.count("<img") == len(sections) + len(result["pictures"]["items"]) + len(result["quick"]["items"])
     assert page.count("<video") == len(KINDS) + 1
     for document in sections:
         assert document["image"] in page

@@ -2,18 +2,22 @@
 
 import csv
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from micro import CODEC_LATENT, MICRO, micro_model
+from safetensors.torch import load_file
 
 import omni
 from omni import families, training
 from omni.config import ConfigError, replace
+from omni.data.scenes import Request, Want, check
 from omni.decoders.flow import interpolate
 from omni.decoders.schedules import STUDENT
 from omni.families import save
 from omni.families.base import Preset
+from omni.families.locate import find_folder
 from omni.inputs import Inputs
 from omni.pipelines.images import TextToImage
 from omni.recipe import DistilPlan, load_recipe
@@ -312,3 +316,18 @@ def test_the_recipe_that_ships_is_of_the_published_levels():
 
     for preset in ("cpu", "h200"):
         assert load_recipe(find_assets() / "recipes" / "student.yaml", preset).levels == STUDENT
+
+
+def test_the_shipped_student_holds_its_denoiser_alone_and_draws_what_is_asked():
+    stored = load_file(find_folder("tiny-4step") / "model.safetensors")
+    assert {tensor.split(".")[0] for tensor in stored} == set(LEARNT)
+    student, known = omni.load("tiny-4step"), omni.load("tiny")
+    assert student.state_dict().keys() == known.state_dict().keys()
+    differ = {n for n, v in known.state_dict().items() if not torch.equal(v, student.state_dict()[n])}
+    assert differ == set(stored)
+    assert student.config == replace(known.config, generation=student.config.generation)
+    asked = [("red", "circle"), ("blue", "square"), ("green", "ring"), ("yellow", "cross")]
+    drawn = TextToImage(student)([f"a {color} {shape}" for color, shape in asked], seed=3)
+    requests = [Request((Want(shape=shape, color=color),)) for color, shape in asked]
+    right = [check(np.asarray(p.convert("RGB")), r) for p, r in zip(drawn.images, requests, strict=True)]
+    assert sum(right) >= 3, right

@@ -30,12 +30,13 @@ class WalkConfig:
 class GenerationConfig:
     """Defaults of pictures, of videos and of robots; every one can be given with a request."""
 
-    image: WalkConfig | None = field(default_factory=WalkConfig)  # None: no pictures by themselves
+    image: WalkConfig = field(default_factory=WalkConfig)
     video: WalkConfig = field(default_factory=WalkConfig)
     action: WalkConfig = field(default_factory=lambda: WalkConfig(guidance=1.0))
     captions: str = "plain"  # a prompt stands alone between <s> and </s>; "chat": it is a user's turn (Cosmos 3)
     system_prompt: bool = False  # whether chats begin with the published one
     upsample: bool = False  # whether the model's own reasoner writes prompts for pictures in full first
+    draws: bool = True  # whether it draws pictures by themselves
     tier: int = 0  # of sizes, such as 480; 0: squares of LatentConfig.image_size
     frames: int = 17
     fps: float = 24.0

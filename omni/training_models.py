@@ -78,7 +78,7 @@ def check_plans(recipe: Recipe, model: Omni, source: Source | None) -> None:
         worlds = [kind for kind in drawn if kind != "act" or stage.act.dataset is None]
         if worlds and model.config.generation.captions == "chat":
             raise ValueError(f"{where} is a generator like Cosmos 3, which learns from act with a dataset only")
-        if (stage.draw or stage.distil) and model.config.generation.image is None:
+        if (stage.draw or stage.distil) and not model.config.generation.draws:
             raise ValueError(f"{where} draws no pictures by themselves")
         if stage.act is not None and model.actions is None:
             raise ValueError(f"{where} has no actions")

@@ -62,7 +62,7 @@ class TextToImage(Generator):
 
     def __init__(self, model: Omni, codec: Any = None, *, offload: bool = False) -> None:
         super().__init__(model, codec, offload=offload)
-        if self.defaults.image is None:
+        if not self.defaults.draws:
             raise ValueError("this model animates pictures and drives robots; it draws none by themselves")
 
     @torch.inference_mode()

@@ -25,7 +25,7 @@ from omni.tokenizers.bytes import ByteTokenizer
 def random_tiny() -> Omni:
     """All that the shipped ones can do, with random weights: these tests are about the command, not what it says."""
     torch.manual_seed(0)
-    both = replace(WORLDS.generation, image=TINY.generation.image, upsample=True)
+    both = replace(WORLDS.generation, image=TINY.generation.image, draws=True, upsample=True)
     model = Omni(replace(WORLDS, generation=both)).eval()
     model.tokenizer = ByteTokenizer()
     return model

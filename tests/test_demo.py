@@ -19,7 +19,7 @@ def result() -> dict:
     """A whole run with random weights."""
     torch.manual_seed(0)
     quick = WalkConfig(steps=2)
-    walks = replace(WORLDS.generation, image=quick, video=quick, action=quick, upsample=True)
+    walks = replace(WORLDS.generation, image=quick, video=quick, action=quick, draws=True, upsample=True)
     model = Omni(replace(WORLDS, generation=walks)).eval()
     model.tokenizer = ByteTokenizer()
     with pytest.MonkeyPatch.context() as patch:

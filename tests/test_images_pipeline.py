@@ -299,6 +299,6 @@ def test_contact_sheet():
 
 
 def test_a_model_that_draws_no_pictures_by_themselves_says_so():
-    model = micro_model(generation=GenerationConfig(image=None))
+    model = micro_model(generation=GenerationConfig(draws=False))
     with pytest.raises(ValueError, match="draws none by themselves"):
         TextToImage(model)

@@ -136,7 +136,7 @@ WORLDS = replace(
     sound_latent=SoundLatentConfig(channels=32, rate=25.0, positions_a_second=PACE, codec=MelConfig()),
     action=ActionConfig(width=8, n_domains=4, positions_a_second=PACE, embodiments=EMBODIMENTS),
     generation=GenerationConfig(
-        image=None,
+        draws=False,
         video=WalkConfig(steps=8, guidance=1.0, shift=3.0),
         action=WalkConfig(steps=8, guidance=1.0, shift=3.0),
         fps=8.0,

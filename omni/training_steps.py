@@ -94,7 +94,7 @@ class Steps(IterableDataset):
         return talk_batch(self._own(seed), plan.size, plan.width, self.encoding, plan.upsample)
 
     def _animate(self, seed: int, plan: AnimatePlan) -> RolloutBatch:
-        look = Random(f"animated sound {seed}")  # the same in every process
+        look = Random(f"animated {seed}")  # the same in every process
         sound, group = look.random() < plan.sound, None
         if look.random() < plan.part:
             sound, group = False, look.randrange((FRAMES - 1) // self.encoding.unit)

@@ -53,11 +53,8 @@ class TrackHead(nn.Module):
 
     def video(self, hidden: Tensor, grid: Grid) -> Tensor:
         """(b, t h w, d) -> (b, TRACKS, T, 2)"""
-        (_, h, w), n = grid, grid[1] * grid[2]
-        said = [self.first(hidden[:, :n]).view(len(hidden), 1, n, TRACKS, 3)]
-        rest = self.later(hidden[:, n:]).unflatten(-1, (-1, TRACKS, 3)).unflatten(1, (grid[0] - 1, n))
-        said.append(rest.transpose(2, 3).flatten(1, 2))  # (b, T - 1, n, TRACKS, 3)
-        said = torch.cat(said, dim=1)
+        _, h, w = grid
+        said = _by_frame(hidden, grid, self.first, self.later).unflatten(-1, (TRACKS, 3))  # (b, T, n, TRACKS, 3)
         x, y = (torch.arange(side, device=hidden.device, dtype=hidden.dtype).add(0.5) / side for side in (w, h))
         centres = torch.stack([x.repeat(h), y.repeat_interleave(w)], dim=-1)[:, None]  # (n, 1, 2)
         side = torch.tensor([1 / w, 1 / h], device=hidden.device, dtype=hidden.dtype)
@@ -81,9 +78,7 @@ class ThingHead(nn.Module):
 
     def colors(self, hidden: Tensor, grid: Grid) -> Tensor:
         """(b, t h w, d) -> (b, T h w, colours)"""
-        n = grid[1] * grid[2]
-        rest = self.later(hidden[:, n:]).unflatten(-1, (-1, self.n_colors)).unflatten(1, (grid[0] - 1, n))
-        return torch.cat([self.first(hidden[:, :n]), rest.transpose(2, 3).flatten(1, 3)], dim=1)
+        return _by_frame(hidden, grid, self.first, self.later).flatten(1, 2)
 
     def deeds(self, hidden: Tensor, grid: Grid) -> Tensor:
         """(b, t h w, d) -> (b, kinds): what all tokens behind the first frame say together."""
@@ -235,6 +230,13 @@ def streams(model: Omni, batch: RolloutBatch, codec: Any = None) -> tuple[dict[s
     if batch.actions is not None:
         data[ACTION], clean[ACTION] = batch.actions, batch.given_actions
     return data, clean
+
+
+def _by_frame(hidden: Tensor, grid: Grid, first: nn.Linear, later: nn.Linear) -> Tensor:
+    """(b, t h w, d) -> (b, T, h w, c): what a token says of its frame; behind the first, of each of its frames."""
+    n, size = grid[1] * grid[2], first.out_features
+    rest = later(hidden[:, n:]).unflatten(-1, (-1, size)).unflatten(1, (grid[0] - 1, n))
+    return torch.cat([first(hidden[:, None, :n]), rest.transpose(2, 3).flatten(1, 2)], dim=1)
 
 
 def _weight(t: Tensor, latents: Tensor) -> Tensor:

@@ -102,6 +102,20 @@ def test_rotate_back_undoes_rotate():
 # -- MLP -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("activation", ["relu2", "silu"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_mlp_is_the_same_with_and_without_gradients(activation, dtype):
+    mlp, x = fill(MLP(8, MLPConfig(d_ff=24, activation=activation))).to(dtype), noise(2, 3, 8).to(dtype)
+    given = x.clone()
+    plain = mlp(x)
+    with torch.enable_grad():
+        learning = mlp(x)
+    assert learning.requires_grad
+    assert not plain.requires_grad
+    assert torch.equal(plain, learning)
+    assert torch.equal(x, given), "it worked in place on its input"
+
+
 @pytest.mark.parametrize("bias", [False, True])
 def test_mlp(bias):
     x = noise(2, 3, 6)

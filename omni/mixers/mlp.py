@@ -1,5 +1,6 @@
 """Dense feed-forward: ``down(relu(up x)^2)`` (Nemotron-H) or ``down(silu(gate x) * up x)`` (Qwen-style)."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -19,5 +20,9 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor, layout: Layout | None = None, slot: None = None, context: None = None) -> Tensor:
         up = self.up_proj(x)
-        hidden = F.relu(up).square() if self.gate_proj is None else F.silu(self.gate_proj(x)) * up
-        return self.down_proj(hidden)
+        fresh = torch.is_grad_enabled()  # else in place: on a CPU new memory costs more than what is computed into it
+        if self.gate_proj is None:
+            hidden = F.relu(up, inplace=not fresh)
+            return self.down_proj(hidden.square() if fresh else hidden.square_())
+        gate = F.silu(self.gate_proj(x), inplace=not fresh)
+        return self.down_proj(gate * up if fresh else gate.mul_(up))

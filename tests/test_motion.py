@@ -193,6 +193,13 @@ def test_falls_accelerate_and_the_floor_takes_its_share():
     assert y.max() <= floor + 1e-9
 
 
+@pytest.mark.parametrize("apart", [47.0, 48.5, 50.0])
+def test_two_that_meet_too_late_do_not_collide(apart):
+    """Also where nothing is left of the time behind their contact."""
+    things = [Thing("circle", "red", "", 6.0, 30.0, 5.5), Thing("ring", "blue", "", 6.0 + apart, 30.0, 5.5)]
+    assert _course(things, Deed("collide", who=0, other=1)) is None
+
+
 @pytest.mark.parametrize(("mine", "other"), [(6.0, 6.0), (5.5, 8.0), (8.0, 5.5)])
 def test_collisions_keep_momentum_and_energy(mine, other):
     things = [Thing("circle", "red", "", 12.0, 30.0, mine), Thing("ring", "blue", "", 36.0, 30.0, other)]

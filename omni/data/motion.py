@@ -337,6 +337,8 @@ def _collide(course: Course, things: Sequence[Thing], deed: Deed) -> bool:
     axis, sign = (0, math.copysign(1, dx)) if dx else (1, math.copysign(1, dy))
     touch = sum(EXTENT[thing.shape][0] * thing.radius for thing in (first, second))
     contact = (abs(dx + dy) - touch) / speed
+    if contact > LAST_CONTACT:
+        return False
     mass, other = (AREA[thing.shape] * thing.radius**2 for thing in (first, second))
     after, pushed = (mass - other) / (mass + other) * speed, 2 * mass / (mass + other) * speed
     since = np.maximum(TIMES - contact, 0)
@@ -351,7 +353,7 @@ def _collide(course: Course, things: Sequence[Thing], deed: Deed) -> bool:
     gaps = np.abs(course.places[deed.who, :, axis] - course.places[deed.other, :, axis]) - touch
     moved = abs(course.places[deed.other, -1, axis] - course.places[deed.other, 0, axis])
     meets_again = gaps[contact + 1 / FPS < TIMES].min() < APART / 2
-    return contact * speed >= LEAST_GAP and contact <= LAST_CONTACT and moved >= LEAST_PUSH and not meets_again
+    return contact * speed >= LEAST_GAP and moved >= LEAST_PUSH and not meets_again
 
 
 def _moved(thing: Thing, axis: int, way: float) -> Thing:

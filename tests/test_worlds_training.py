@@ -164,6 +164,18 @@ def test_sentences_are_left_out_and_first_frames_too(words):
     assert kept.sound is None
 
 
+def test_only_things_that_the_sentence_names_are_asked_for(words):
+    asked, silent = (
+        worlds.animate_batch(6, 16, words, drop=drop).tracks.isfinite().any(dim=(2, 3)) for drop in (0.0, 1.0)
+    )
+    rollouts = [worlds.sample_motion(TRAIN_SEEDS.start + 6 * 4096 + i) for i in range(16)]
+    named = [[name in rollout.prompt for name in rollout.tracks] for rollout in rollouts]
+    assert asked.tolist() == [row + [False] * (worlds.TRACKS - len(row)) for row in named]
+    assert asked[:, 0].all()
+    assert {row.count(False) for row in named} >= {0, 1}, "some are not named"
+    assert not silent.any(), "nobody says who is meant"
+
+
 def test_processes_and_kinds_take_their_own(words, recipe):
     plan = load_recipe(recipe)
     steps = [Steps(plan, words, part=part, parts=2).batches(step) for step in (0, 1) for part in (0, 1)]

@@ -145,7 +145,7 @@ def _shown(rollouts: Sequence[Rollout], worlds: Sequence[str], encoding: Encodin
         "frames": frames.permute(0, 4, 1, 2, 3),
         "fps": torch.tensor([rollout.fps for rollout in rollouts]),
         "worlds": torch.tensor([WORLDS.index(world) for world in worlds]),
-        "tracks": torch.from_numpy(np.stack([_tracks(rollout) for rollout in rollouts])),
+        "tracks": torch.from_numpy(np.stack([_tracks(*pair) for pair in zip(rollouts, prompts, strict=True)])),
     }
 
 
@@ -179,10 +179,15 @@ def _nearest_colors() -> np.ndarray:
     return np.square(levels[:, None] - palette).sum(-1).argmin(-1)
 
 
-def _tracks(rollout: Rollout) -> np.ndarray:
-    """(TRACKS, T, 2) as shares of the picture, in the rollout's order; NaN where there are fewer things."""
+def _tracks(rollout: Rollout, prompt: str) -> np.ndarray:
+    """(TRACKS, T, 2) as shares of the picture, in the rollout's order; NaN where there are fewer things.
+
+    Robots have parts, which are always the same. Of moving things only a sentence tells which is meant: NaN too for
+    those that it does not name.
+    """
     frames, height, width = rollout.frames.shape[:3]
     found = np.full((TRACKS, frames, 2), np.nan, dtype=np.float32)
-    for i, track in enumerate(list(rollout.tracks.values())[:TRACKS]):
-        found[i] = track / (width, height)
+    for i, (name, track) in enumerate(list(rollout.tracks.items())[:TRACKS]):
+        if rollout.actions is not None or name in prompt:
+            found[i] = track / (width, height)
     return found

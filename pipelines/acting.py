@@ -34,6 +34,8 @@ POLICY, FORWARD, INVERSE = MODES = ("policy", "forward", "inverse")
 class Actor(Animator):
     """``embodiment``: a name that the checkpoint, the user or the publication knows, or an :class:`Embodiment`."""
 
+    shipped = "tiny-act"
+
     def __init__(
         self,
         model: Any,
@@ -66,12 +68,12 @@ class Actor(Animator):
         )
 
     @classmethod
-    def from_pretrained(cls, name_or_path: str = "tiny", embodiment: str | Embodiment = "pusht", **options: Any):
-        """``options``: device, dtype, and those of the class."""
+    def from_pretrained(cls, name_or_path: str | None = None, embodiment: str | Embodiment = "pusht", **options: Any):
+        """``name_or_path``: by default the shipped model. ``options``: device, dtype, and those of the class."""
         import omni
 
         loading = {name: options.pop(name) for name in ("device", "dtype") if name in options}
-        return cls(omni.load(name_or_path, **loading), embodiment, **options)
+        return cls(omni.load(name_or_path or cls.shipped, **loading), embodiment, **options)
 
     @torch.inference_mode()
     def denoise_actions(
@@ -82,6 +84,7 @@ class Actor(Animator):
         *,
         actions: Sequence[Any] | None = None,
         given: Sequence[Any] | None = None,
+        foresee: bool = True,
         negative_prompt: str = "",
         seed: int | Sequence[int] | None = None,
         latents: Tensor | None = None,
@@ -97,6 +100,8 @@ class Actor(Animator):
             seen: frames (n, 3, H, W) of each; the last one is held where there are too few.
             actions: (n, a) of each that are given, in "forward".
             given: state and history (h, a) of each that stand before the actions, in "policy".
+            foresee: False, in "policy": no video is denoised beside the actions, several times as fast. The model must
+                have learnt that, as the shipped one has from first frames alone.
             latents, action_latents: (b, c, T, h, w) and (b, n, width) to start from instead of a seed.
         """
         request = Walk.of(self.defaults.action, **walk)
@@ -106,7 +111,9 @@ class Actor(Animator):
         if not len(seen) == len(prompts):
             raise ValueError(f"{len(prompts)} instructions were given for {len(seen)} pictures or videos")
         before = 0 if given is None else len(given[0])
-        shapes = self._action_shapes(placed[0], before)
+        if not foresee and mode != POLICY:
+            raise ValueError(f"only a policy can do without the video; the mode is {mode!r}")
+        shapes = self._action_shapes(placed[0], before, foresee)
         b, width = len(seen), self.setting.embodiment.width
         tokens = self.tokens({name: torch.empty(1, *shape, device="meta") for name, shape in shapes.items()})
         if tokens * b > MAX_TOKENS:
@@ -143,10 +150,10 @@ class Actor(Animator):
         frames = hold(frames, self.setting.chunk + 1) if mode == INVERSE else frames[:1]
         return show(frames, self.setting, self.model.config.latent.image_size)
 
-    def _action_shapes(self, placed: Canvas, before: int) -> dict[str, tuple[int, ...]]:
-        """Of the streams of one sample; latents of padding are left out."""
+    def _action_shapes(self, placed: Canvas, before: int, foresee: bool) -> dict[str, tuple[int, ...]]:
+        """Of the streams of one sample; latents of padding are left out, and those of what is not foreseen."""
         rows, columns = (max(side // self.codec.factor, 1) for side in placed.content)
-        frames = self.codec.latent_frames(self.setting.chunk + 1)
+        frames = self.codec.latent_frames(self.setting.chunk + 1 if foresee else 1)
         width = self.model.config.action.width
         return {VIDEO: (self.codec.channels, frames, rows, columns), ACTION: (before + self.setting.chunk, width)}
 

@@ -28,11 +28,12 @@ class Policy(Actor):
     """``Policy(model, "pusht")({"image": pixels, "prompt": "push the T onto its mark"})`` -> actions (horizon, a)
 
     Each call draws with a seed of its own, which counts on from ``seed``. Options of the walk (``steps``, ``guidance``,
-    ...) that are given here hold for every call.
+    ...) that are given here hold for every call, as does ``foresee``: whether the video that the actions lead to is
+    denoised beside them.
     """
 
-    def __init__(self, model: Any, embodiment: Any, *, seed: int = 0, **options: Any) -> None:
-        self.walk = {name: options.pop(name) for name in WALK if name in options}
+    def __init__(self, model: Any, embodiment: Any, *, seed: int = 0, foresee: bool = True, **options: Any) -> None:
+        self.walk = {"foresee": foresee} | {name: options.pop(name) for name in WALK if name in options}
         super().__init__(model, embodiment, **options)
         self.seed = seed
         if self.setting.viewpoint == "concat_view" and self.setting.layout is None:

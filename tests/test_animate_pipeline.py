@@ -224,6 +224,24 @@ def test_observations_are_batches(policy):
         np.testing.assert_allclose(policy(row, seed=4 + i), together[i], rtol=1e-3, atol=1e-4)
 
 
+def test_a_policy_may_leave_out_the_video(animate, policy, monkeypatch):
+    """Then only what is seen stands beside the actions."""
+    observation = {"image": np.full((64, 64, 3), 90, np.uint8), "prompt": "push the T"}
+    given, velocity = [], animate.model.velocity
+    monkeypatch.setattr(animate.model, "velocity", lambda x, *rest: given.append(x) or velocity(x, *rest))
+    alone = Policy(animate.model, "pusht", codec=animate.codec, chunk=4, tier=256, steps=2, foresee=False)
+    whole, found = policy.predict(observation, seed=3), alone.predict(observation, seed=3)
+    assert found.actions.shape == whole.actions.shape == (1, 4, 2)
+    assert (len(found.frames[0]), len(whole.frames[0])) == (1, 5)
+    assert [x["video"].shape[2] for x in given] == [2, 2, 1, 1]
+    torch.testing.assert_close(given[2]["video"], given[0]["video"][:, :, :1])
+    other = alone.predict(observation | {"image": np.zeros((64, 64, 3), np.uint8)}, seed=3)
+    assert not torch.allclose(found.actions, other.actions, atol=1e-4)
+    world = ForwardDynamics(animate.model, "pusht", codec=animate.codec, chunk=4, tier=256)
+    with pytest.raises(ValueError, match="only a policy can do without the video; the mode is 'forward'"):
+        world(observation["image"], np.zeros((4, 2), np.float32), foresee=False)
+
+
 def test_states_stand_before_the_actions(animate):
     droid = Policy(animate.model, "droid_joint_pos", codec=animate.codec, chunk=4, tier=256, steps=2)
     rng = np.random.default_rng(0)

@@ -40,12 +40,14 @@ def policy(
     robot: str = "pusht",
     steps: int | None = None,
     executed: int = EXECUTED,
+    foresee: bool = True,
     controls: bool = True,
     videos: str | None = None,
 ) -> tuple[dict[str, Any], list[dict]]:
     """``count`` unseen starts. The score of an episode is the simulator's: best coverage, or 1 for success.
 
-    ``videos``: a folder for the first episodes, as mp4.
+    ``foresee``: denoise the video that the actions lead to beside them. ``videos``: a folder for the first episodes, as
+    mp4.
     """
     world(robot)  # a name that is unknown, or a simulator that is missing, is said before anything is run
     if executed < 1:
@@ -58,7 +60,8 @@ def policy(
             for start in range(0, count, AT_ONCE):
                 some = seeds[start : start + AT_ONCE]
                 folder = Path(videos) if videos is not None and not see and start == 0 else None
-                for one, score, prompt in _episodes(model, robot, some, see, steps, executed, folder):
+                actor = Policy(model, robot, seed=some[0], steps=steps, foresee=foresee)
+                for one, score, prompt in _episodes(actor, robot, some, see, executed, folder):
                     sample = samples.setdefault(one, {"seed": one, "prompt": prompt, "kind": _task(prompt)})
                     sample[see or "score"] = score
                 advance(len(some))
@@ -72,10 +75,9 @@ def _task(prompt: str) -> str:
 
 
 def _episodes(
-    model: Omni, robot: str, seeds: list[int], see: str, steps: int | None, executed: int, folder: Path | None
+    actor: Policy, robot: str, seeds: list[int], see: str, executed: int, folder: Path | None
 ) -> list[tuple[int, float, str]]:
     """Seed, score and prompt of episodes that go on side by side: each asks for its actions with all that still run."""
-    actor = Policy(model, robot, seed=seeds[0], steps=steps)
     games = [_simulators()[robot]() for _ in seeds]
     pictures = [game.reset(one) for game, one in zip(games, seeds, strict=True)]
     films = [[picture] for picture in pictures]

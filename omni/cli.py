@@ -78,17 +78,18 @@ def build_parser() -> Parser:
     parser = Parser(prog="omni", description="Run, train and measure the Nemotron and Cosmos 3 family.")
     parser.add_argument("--version", action="version", version=f"omni {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
-    common = _common()
     for name, command in COMMANDS.items():
+        common = _common(command.model)
         sub = commands.add_parser(name, help=command.summary, description=command.summary, parents=[common])
         command.arguments(sub)
     return parser
 
 
-def _common() -> Parser:
+def _common(model: str | None) -> Parser:
     common = Parser(add_help=False)
     options = common.add_argument_group("common options")
-    options.add_argument("--model", default="tiny", help="shipped name, local folder or hub id (default: tiny)")
+    default = model or "the task's"
+    options.add_argument("--model", default=model, help=f"shipped name, local folder or hub id (default: {default})")
     options.add_argument("--seed", type=whole(0, 2**63 - 1), default=0, help="makes the run repeatable (default: 0)")
     options.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: auto)")
     options.add_argument("--json", action="store_true", help="print one JSON document")
@@ -310,6 +311,7 @@ def _eval(args: Arguments) -> Any:
         raise UsageError(f"{args.task}: {error}") from None
     if "device" in TASKS[args.task].options:
         options.setdefault("device", args.device)
+    args.model = args.model or TASKS[args.task].model
     own = {"data": args.data, "journal": _journal(args)}
     model = load(args) if TASKS[args.task].needs_model else None
     report = evaluate(args.task, model, count=args.count, seed=args.seed, **own, **options)
@@ -389,7 +391,7 @@ COMMANDS = {
     "act": ACT,
     "world": WORLD,
     "train": Command("run or resume a training recipe", _train_arguments, _train),
-    "eval": Command("measure a model on a task", _eval_arguments, _eval),
+    "eval": Command("measure a model on a task", _eval_arguments, _eval, None),
     "bench": Command("measure speed beside the reference implementation", _bench_arguments, _bench),
     "info": Command("parts, parameters and memory of a model", _info_arguments, _info),
     "convert": Command("write a checkpoint in another layout or type", _convert_arguments, _convert),

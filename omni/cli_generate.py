@@ -281,6 +281,7 @@ def _act_arguments(parser: Parser) -> None:
     parser.add_argument("-o", "--out", type=Path, metavar="JSON", help="file for the actions (default: print them)")
     parser.add_argument("--state", type=_floats, metavar="A,B", help="the robot's state, where the policy wants it")
     parser.add_argument("--video", type=Path, metavar="MP4", help="write the video that the policy expects")
+    parser.add_argument("--no-foresee", action="store_true", help="actions alone, without that video: faster")
     _robot_arguments(parser)
 
 
@@ -290,6 +291,8 @@ def _floats(text: str) -> list[float]:
 
 def _act(args: Arguments) -> Any:
     _target(args, ".json")
+    if args.no_foresee and (args.video is not None or args.preview is not None):
+        raise UsageError("--no-foresee makes no video that --video or --preview could show")
     from omni.tokenizers.image import open_image
 
     picture = open_image(args.image)
@@ -297,7 +300,7 @@ def _act(args: Arguments) -> Any:
 
     from omni.pipelines.policy import Policy
 
-    policy = Policy(load(args), args.embodiment, **given(args, *_ROBOT))
+    policy = Policy(load(args), args.embodiment, foresee=not args.no_foresee, **given(args, *_ROBOT))
     observation = {"image": np.asarray(picture), "prompt": args.prompt}
     if args.state is not None:
         observation["state"] = args.state
@@ -372,6 +375,8 @@ def _answer_actions(args: Arguments, result: Any) -> Any:
 
 
 DRAW = Command("draw pictures from a prompt", _draw_arguments, _draw)
-ANIMATE = Command("make a video of a prompt, from a picture or from another video", _animate_arguments, _animate)
-ACT = Command("say what a robot does next", _act_arguments, _act)
-WORLD = Command("imagine where actions lead, or infer those of a video", _world_arguments, _world)
+ANIMATE = Command(
+    "make a video of a prompt, from a picture or from another video", _animate_arguments, _animate, "tiny-animate"
+)
+ACT = Command("say what a robot does next", _act_arguments, _act, "tiny-act")
+WORLD = Command("imagine where actions lead, or infer those of a video", _world_arguments, _world, "tiny-act")

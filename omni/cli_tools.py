@@ -12,6 +12,7 @@ class Command(NamedTuple):
     summary: str
     arguments: Callable[[Parser], None]
     run: Callable[[Arguments], Any]  # what it returns is printed as JSON under --json
+    model: str | None = "tiny"  # which is loaded by default; None: the task says
 
 
 class UsageError(ValueError):

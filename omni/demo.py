@@ -56,10 +56,12 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m omni.demo", description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="tiny", help="shipped name, local folder or hub id (default: tiny)")
     parser.add_argument("--student", default="tiny-4step", help="the same, of its student (default: tiny-4step)")
+    parser.add_argument("--animator", default="tiny-animate", help="for videos (default: tiny-animate)")
+    parser.add_argument("--actor", default="tiny-act", help="for robots (default: tiny-act)")
     parser.add_argument("--out", type=Path, default=Path("demo"), help="folder to write (default: demo)")
     args = parser.parse_args(argv)
     try:
-        result = run(args.model, args.student)
+        result = run(args.model, args.student, args.animator, args.actor)
         page = write(result, args.out)
     except (ValueError, OSError) as error:
         print(f"demo: {error}", file=sys.stderr)
@@ -69,8 +71,9 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def run(name: str, student: str) -> dict[str, Any]:
-    """Everything that the page shows: of the model ``name``, and the pictures of its ``student`` of few steps."""
+def run(name: str, student: str, animator: str, actor: str) -> dict[str, Any]:
+    """Everything that the page shows: of the model ``name``, of its ``student`` of few steps the pictures, of the
+    ``animator`` the videos and of the ``actor`` the episodes."""
     start = time.perf_counter()
     _say(f"loading {name}")
     model = omni.load(name)
@@ -81,8 +84,8 @@ def run(name: str, student: str) -> dict[str, Any]:
         "media": [*_media(model), _hour(model)],
         "pictures": _pictures(model),
         "quick": _pictures(omni.load(student)),
-        "animations": _moving(animations, model, "animating pictures"),
-        "robots": _moving(rollouts, model, "driving robots"),
+        "animations": _moving(animations, omni.load(animator), "animating pictures"),
+        "robots": _moving(rollouts, omni.load(actor), "driving robots"),
         "conversations": _conversations(model),
     }
     return {**result, "seconds": time.perf_counter() - start, "scores": _scores(result)}

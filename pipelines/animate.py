@@ -109,6 +109,8 @@ class Request:
 class Animator(Generator):
     """What the pipelines of videos share. ``tiling``: decode large frames in tiles."""
 
+    shipped = "tiny-animate"
+
     def __init__(self, model: Any, codec: Any = None, *, offload: bool = False, tiling: Tiling | None = None) -> None:
         super().__init__(model, codec, offload=offload)
         if self.unit == 1:
@@ -362,7 +364,7 @@ def ends_of(video: Any, wanted: int, keep: str) -> Tensor:
 
 def pixels_of(frames: np.ndarray) -> Tensor:
     """(n, H, W, 3) uint8 -> (n, 3, H, W)"""
-    return torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2)
+    return torch.from_numpy(np.require(frames, requirements="CW")).permute(0, 3, 1, 2)
 
 
 def paired(prompts: list, given: list) -> tuple[list, list]:

@@ -10,7 +10,7 @@ import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from rich.console import Console
@@ -45,6 +45,8 @@ class Generator:
     ``offload`` keeps the context tower on the CPU but for the moments in which it reads a prompt.
     """
 
+    shipped: ClassVar[str] = "tiny"
+
     def __init__(self, model: Omni, codec: Any = None, *, offload: bool = False) -> None:
         if model.latents is None:
             raise ValueError("this model draws no pictures; it has no denoiser for image latents")
@@ -61,11 +63,11 @@ class Generator:
             self._move_reader("cpu")
 
     @classmethod
-    def from_pretrained(cls, name_or_path: str = "tiny", *, offload: bool = False, **options: Any) -> "Generator":
-        """``options``: device, dtype."""
+    def from_pretrained(cls, name_or_path: str | None = None, *, offload: bool = False, **options: Any) -> "Generator":
+        """``name_or_path``: by default the shipped model that can do this. ``options``: device, dtype."""
         import omni
 
-        return cls(omni.load(name_or_path, **options), offload=offload)
+        return cls(omni.load(name_or_path or cls.shipped, **options), offload=offload)
 
     @property
     def defaults(self) -> GenerationConfig:

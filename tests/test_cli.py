@@ -14,7 +14,7 @@ from omni import cli
 from omni.config import replace
 from omni.evaluation import TASKS
 from omni.families import save
-from omni.families.tiny import TINY, WORLDS
+from omni.families.tiny import ACT, ANIMATE, TINY
 from omni.model import Omni
 from omni.pipelines.images import read_settings
 from omni.pipelines.reading import Answer
@@ -25,8 +25,8 @@ from omni.tokenizers.bytes import ByteTokenizer
 def random_tiny() -> Omni:
     """All that the shipped ones can do, with random weights: these tests are about the command, not what it says."""
     torch.manual_seed(0)
-    both = replace(WORLDS.generation, image=TINY.generation.image, draws=True, upsample=True)
-    model = Omni(replace(WORLDS, generation=both)).eval()
+    walks = replace(ACT.generation, image=TINY.generation.image, draws=True, upsample=True)
+    model = Omni(replace(ACT, sound_latent=ANIMATE.sound_latent, generation=walks)).eval()
     model.tokenizer = ByteTokenizer()
     return model
 
@@ -217,6 +217,23 @@ def test_draw_names_the_limit_of_a_size(capsys, loaded, tmp_path):
     assert code == 1
     assert "height is 33; it must be a multiple of" in err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        (("draw", "a red ring", "--no-upsample", "--steps", "1"), "tiny"),
+        (("animate", "PICTURE", "the red ring falls", "--steps", "1"), "tiny-animate"),
+        (("act", "PICTURE", "push the T", "--steps", "1"), "tiny-act"),
+        (("eval", "dynamics", "--count", "1", "robot=omni_arm", "steps=1"), "tiny-act"),
+        (("eval", "text", "--count", "1"), "tiny"),
+    ],
+)
+def test_every_command_has_the_shipped_model_that_can_do_it(capsys, loaded, picture, tmp_path, arguments, name):
+    given = [str(picture) if word == "PICTURE" else word for word in arguments]
+    out = {"draw": "x.png", "animate": "x.mp4", "act": "x.json", "eval": "x.json"}[given[0]]
+    code, _, err = run(capsys, *given, "--out", str(tmp_path / out))
+    assert (code, loaded) == (0, [(name, "auto")]), err
 
 
 def test_chat_answers_one_message(capsys, loaded, picture):

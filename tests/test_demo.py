@@ -9,7 +9,7 @@ import omni
 from omni import demo, demo_motion
 from omni.config import WalkConfig, replace
 from omni.data.motion import KINDS
-from omni.families.tiny import WORLDS
+from omni.families.tiny import ACT, ANIMATE
 from omni.model import Omni
 from omni.tokenizers.bytes import ByteTokenizer
 
@@ -19,8 +19,8 @@ def result() -> dict:
     """A whole run with random weights."""
     torch.manual_seed(0)
     quick = WalkConfig(steps=2)
-    walks = replace(WORLDS.generation, image=quick, video=quick, action=quick, draws=True, upsample=True)
-    model = Omni(replace(WORLDS, generation=walks)).eval()
+    walks = replace(ACT.generation, image=quick, video=quick, action=quick, draws=True, upsample=True)
+    model = Omni(replace(ACT, sound_latent=ANIMATE.sound_latent, generation=walks)).eval()
     model.tokenizer = ByteTokenizer()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(omni, "load", lambda name: model)
@@ -29,7 +29,7 @@ def result() -> dict:
         patch.setattr(demo_motion, "EXECUTED", 16)
         patch.setattr(demo_motion, "ROBOTS", {"omni_arm": 1})
         patch.setattr(demo, "MAX_ANSWER", 3)
-        return demo.run("tiny", "tiny-4step")
+        return demo.run("tiny", "tiny-4step", "tiny-animate", "tiny-act")
 
 
 def test_everything_is_asked_and_judged(result):

@@ -45,6 +45,7 @@ class Task:
     takes_data: bool = False
     needs_data: bool = False
     needs_model: bool = True  # False: it measures files, and is run with None in a model's place
+    model: str = "tiny"  # shipped, which the command measures by default
 
     @property
     def options(self) -> dict[str, Any]:
@@ -77,9 +78,9 @@ TASKS = {
     "sound": Task("questions about recordings, and their transcription", sound.run, takes_data=True),
     "films": Task("questions about clips with sound", films.run),
     "draw": Task("pictures that show what was asked", draw.run),
-    "animate": Task("videos in which happens what was said", motion.run),
-    "policy": Task("robots that reach their goal in the simulator", robots.policy),
-    "dynamics": Task("where actions lead, and which actions led there", robots.dynamics),
+    "animate": Task("videos in which happens what was said", motion.run, model="tiny-animate"),
+    "policy": Task("robots that reach their goal in the simulator", robots.policy, model="tiny-act"),
+    "dynamics": Task("where actions lead, and which actions led there", robots.dynamics, model="tiny-act"),
     "text": Task("short answers and perplexity", text.run),
     "qa": Task("your own questions about any medium", own.qa, takes_data=True, needs_data=True),
     "compare": Task("generated videos beside real ones", generated.compare, needs_model=False),

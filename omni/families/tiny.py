@@ -1,7 +1,8 @@
 """omni-tiny: the small model that the project trains itself and ships, with a part of every kind the family has.
 
-TINY reads, watches, listens and draws. WORLDS has the same reader and another generator, which animates pictures and
-drives robots: as with Cosmos 3, whose Image2Video and Policy are generators post-trained beside one reasoner.
+TINY reads, watches, listens and draws. ANIMATE and ACT have the same reader and generators of their own, which animate
+pictures and drive robots: as with Cosmos 3, whose Image2Video and Policy are generators post-trained beside one
+reasoner.
 """
 
 from omni.config import (
@@ -121,10 +122,10 @@ TINY = OmniConfig(
     },
 )
 
-WORLDS = replace(
+# What moves is said as it will be, not as a velocity: beside the noise of four frames that share a token, whose numbers
+# are half as many as the token's own, there is little room for anything else.
+MOVING = replace(
     TINY,
-    # What moves is said as it will be, not as a velocity: beside the noise of four frames that share a token, whose
-    # numbers are half as many as the token's own, there is little room for anything else.
     latent=replace(
         TINY.latent,
         prediction="sample",
@@ -133,14 +134,21 @@ WORLDS = replace(
         clock=8,
         positions_a_second=PACE,
     ),
-    sound_latent=SoundLatentConfig(channels=32, rate=25.0, positions_a_second=PACE, codec=MelConfig()),
-    action=ActionConfig(width=8, n_domains=4, positions_a_second=PACE, embodiments=EMBODIMENTS),
-    generation=GenerationConfig(
-        draws=False,
-        video=WalkConfig(steps=8, guidance=1.0, shift=3.0),
-        action=WalkConfig(steps=8, guidance=1.0, shift=3.0),
-        fps=8.0,
-    ),
+    generation=GenerationConfig(draws=False, video=WalkConfig(steps=8, guidance=1.0, shift=3.0), fps=8.0),
 )
 
-PRESETS = {"omni-tiny": TINY, "omni-tiny-worlds": Preset(WORLDS, "tiny-worlds")}
+ANIMATE = replace(
+    MOVING, sound_latent=SoundLatentConfig(channels=32, rate=25.0, positions_a_second=PACE, codec=MelConfig())
+)
+
+ACT = replace(
+    MOVING,
+    action=ActionConfig(width=8, n_domains=4, positions_a_second=PACE, embodiments=EMBODIMENTS),
+    generation=replace(MOVING.generation, action=WalkConfig(steps=8, guidance=1.0, shift=3.0)),
+)
+
+PRESETS = {
+    "omni-tiny": TINY,
+    "omni-tiny-animate": Preset(ANIMATE, "tiny-animate"),
+    "omni-tiny-act": Preset(ACT, "tiny-act"),
+}

@@ -100,8 +100,8 @@ class Actor(Animator):
             seen: frames (n, 3, H, W) of each; the last one is held where there are too few.
             actions: (n, a) of each that are given, in "forward".
             given: state and history (h, a) of each that stand before the actions, in "policy".
-            foresee: False, in "policy": no video is denoised beside the actions, several times as fast. The model must
-                have learnt that, as the shipped one has from first frames alone.
+            foresee: False, in "policy": no video is denoised beside the actions; a call of the shipped model then takes
+                about a third of the time. The model must have learnt that, as the shipped one has from first frames.
             latents, action_latents: (b, c, T, h, w) and (b, n, width) to start from instead of a seed.
         """
         request = Walk.of(self.defaults.action, **walk)

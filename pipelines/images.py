@@ -63,7 +63,7 @@ class TextToImage(Generator):
     def __init__(self, model: Omni, codec: Any = None, *, offload: bool = False) -> None:
         super().__init__(model, codec, offload=offload)
         if not self.defaults.draws:
-            raise ValueError("this model animates pictures and drives robots; it draws none by themselves")
+            raise ValueError("this model makes videos or drives robots; it draws no pictures by themselves")
 
     @torch.inference_mode()
     def __call__(

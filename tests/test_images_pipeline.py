@@ -300,5 +300,5 @@ def test_contact_sheet():
 
 def test_a_model_that_draws_no_pictures_by_themselves_says_so():
     model = micro_model(generation=GenerationConfig(draws=False))
-    with pytest.raises(ValueError, match="draws none by themselves"):
+    with pytest.raises(ValueError, match="draws no pictures by themselves"):
         TextToImage(model)

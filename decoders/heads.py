@@ -45,6 +45,9 @@ class LatentHead(nn.Module):
     With ``max_grid`` a learned table tells each token where in the picture it is: rotary positions only say how far it
     is from others, and a small model hardly finds out from them which half is the left one. Pictures of other sizes
     get the table resized.
+
+    With ``gain`` a predicted sample is what the head says plus a share of each noisy number, which it says too: when
+    little noise is left the sample can be read off, and need not pass through the tokens.
     """
 
     def __init__(self, d_model: int, config: LatentConfig) -> None:
@@ -58,6 +61,8 @@ class LatentHead(nn.Module):
         self.next_in = nn.Linear(several, d_model) if config.patch_frames > 1 else None
         self.next_out = nn.Linear(d_model, several) if config.patch_frames > 1 else None
         self.clock = Clock(d_model, config.clock) if config.clock else None
+        self.gain = _nothing(d_model, config.token_dim) if config.gain else None
+        self.next_gain = _nothing(d_model, several) if config.gain and config.patch_frames > 1 else None
 
     @torch.no_grad()
     def spread(self) -> None:
@@ -95,19 +100,25 @@ class LatentHead(nn.Module):
 
     def write(self, tokens: Tensor, latents: Tensor, t: Tensor) -> Tensor:
         """Hidden (b, n, d) of noisy ``latents`` at time t (b,) -> velocity, of the latents' shape: noise minus data."""
-        (frames, h, w), p, (height, width) = self.grid(latents), self.config.patch_size, latents.shape[-2:]
         tokens = self.norm(tokens)
-        if self.next_out is None or frames == 1:
-            out = self.proj_out(tokens)
-        else:
-            rest = self.next_out(tokens[:, h * w :])
-            rest = rearrange(rest, "b (t n) (f c) -> b (t f n) c", f=self.config.patch_frames, n=h * w)
-            out = torch.cat([self.proj_out(tokens[:, : h * w]), rest], dim=1)
-        out = rearrange(out, "b (t h w) (y x c) -> b c t (h y) (w x)", h=h, w=w, y=p, x=p)
-        out = out[..., :height, :width].reshape(latents.shape)
+        out = self._spelt(tokens, latents, self.proj_out, self.next_out)
         if self.config.prediction == "velocity":
             return out
+        if self.gain is not None:
+            out = out + latents * self._spelt(tokens, latents, self.gain, self.next_gain)
         return (latents - out) / t.clamp(min=MIN_TIME).view(-1, *[1] * (latents.dim() - 1)).to(out.dtype)
+
+    def _spelt(self, tokens: Tensor, latents: Tensor, first: nn.Linear, later: nn.Linear | None) -> Tensor:
+        """What tokens (b, n, d) say of each number of ``latents``, in their shape."""
+        (frames, h, w), p, (height, width) = self.grid(latents), self.config.patch_size, latents.shape[-2:]
+        if later is None or frames == 1:
+            out = first(tokens)
+        else:
+            rest = later(tokens[:, h * w :])
+            rest = rearrange(rest, "b (t n) (f c) -> b (t f n) c", f=self.config.patch_frames, n=h * w)
+            out = torch.cat([first(tokens[:, : h * w]), rest], dim=1)
+        out = rearrange(out, "b (t h w) (y x c) -> b c t (h y) (w x)", h=h, w=w, y=p, x=p)
+        return out[..., :height, :width].reshape(latents.shape)
 
     def grid(self, latents: Tensor) -> Grid:
         """How many tokens the latents become. ValueError where they are none, or frames are left over."""
@@ -122,6 +133,14 @@ class LatentHead(nn.Module):
                 f"a video has {frames} latent frames; there must be 1 + {f} k, the first and groups of {f}"
             )
         return 1 + (frames - 1) // f, -(-shape[-2] // p), -(-shape[-1] // p)
+
+
+def _nothing(d_in: int, d_out: int) -> nn.Linear:
+    """A layer that begins by saying nothing."""
+    layer = nn.Linear(d_in, d_out)
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
 
 
 class SoundHead(nn.Module):

@@ -34,6 +34,7 @@ class LatentConfig:
     channels: int
     image_size: int = 64  # side, in pixels, that the weights were trained at
     prediction: str = "velocity"  # what the head says: "velocity" (noise - data), or "sample" (the clean latents)
+    gain: bool = False  # to a predicted sample the head adds a share, which it says too, of each noisy number
     position_offset: int = 15_000  # of the latents' time axis behind the prompt (Cosmos 3)
     codec: CodecConfig | None = None  # None: the latents are the pixels, or a codec of its own is loaded beside
     max_grid: int = 0  # side of the learned table of positions, in tokens; 0: none, as Cosmos 3
@@ -57,6 +58,10 @@ class LatentConfig:
         require(1 <= self.patch_frames <= 64, f"LatentConfig.patch_frames is {self.patch_frames}; it must be 1 to 64")
         require(0 <= self.clock <= 64, f"LatentConfig.clock is {self.clock}; it must lie between 0 and 64")
         require_known(self, prediction=("velocity", "sample"))
+        require(
+            not self.gain or self.prediction == "sample",
+            f"LatentConfig.gain goes with a prediction of the sample, not of the {self.prediction}",
+        )
         _check_pace(self)
 
     @property

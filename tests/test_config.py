@@ -83,6 +83,12 @@ REFUSED = [
     (LatentConfig, LATENTS, {"max_grid": 5000}, "LatentConfig.max_grid is 5000; it must lie between 0 and 4096"),
     (LatentConfig, LATENTS, {"channels": 1 << 21}, "LatentConfig.channels is 2097152"),
     (LatentConfig, LATENTS, {"prediction": "noise"}, "prediction is 'noise'; known: velocity, sample"),
+    (
+        LatentConfig,
+        LATENTS,
+        {"gain": True},
+        "LatentConfig.gain goes with a prediction of the sample, not",
+    ),
 ]
 
 

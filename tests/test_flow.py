@@ -309,6 +309,26 @@ def test_a_predicted_sample_becomes_a_velocity():
 
 
 @torch.no_grad()
+def test_a_head_with_gains_begins_without_them_and_may_then_read_the_sample_off():
+    torch.manual_seed(0)
+    plain = LatentHead(8, LatentConfig(patch_size=2, channels=3, prediction="sample")).double()
+    gaining = LatentHead(8, LatentConfig(patch_size=2, channels=3, prediction="sample", gain=True)).double()
+    gaining.load_state_dict(plain.state_dict(), strict=False)
+    latents, tokens, t = noise(2, 3, 4, 4), noise(2, 4, 8, seed=2), torch.tensor([0.4, 0.9], dtype=torch.float64)
+    close(gaining.write(tokens, latents, t), plain.write(tokens, latents, t), 0)
+    data = latents - t.view(2, 1, 1, 1) * plain.write(tokens, latents, t)
+    gaining.gain.bias.fill_(0.25)  # of every number
+    close(latents - t.view(2, 1, 1, 1) * gaining.write(tokens, latents, t), data + latents / 4, 1e-12)
+    one = torch.zeros(12, dtype=torch.float64)
+    one[7] = 1.0  # of a patch's number 7: row 1, column 0, channel 1
+    gaining.gain.bias.copy_(one)
+    changed = latents - t.view(2, 1, 1, 1) * gaining.write(tokens, latents, t) - data
+    expected = torch.zeros_like(latents)
+    expected[:, 1, 1::2, ::2] = latents[:, 1, 1::2, ::2]
+    close(changed, expected, 1e-12)
+
+
+@torch.no_grad()
 def test_the_head_norms_before_it_projects():
     module, tokens, latents = head(patch=1, channels=2), noise(1, 6, 8), noise(1, 2, 2, 3)
     normed = tokens * (tokens.square().mean(-1, keepdim=True) + 1e-6).rsqrt() * module.norm.weight

@@ -55,6 +55,21 @@ def test_a_group_of_frames_reaches_its_own_tokens_and_is_written_from_them():
     assert (written > 0).tolist() == [False] + [True] * 4 + [False] * 4
 
 
+def test_the_gains_of_a_group_are_said_by_its_own_tokens():
+    h = head(prediction="sample", gain=True)
+    video, t = noise(1, 3, 9, 8, 8), torch.full((1,), 0.5)
+    tokens = h.read(video)
+    plain = h.write(tokens, video, t)
+    torch.nn.init.normal_(h.next_gain.weight)
+    changed = (h.write(tokens, video, t) - plain).abs().sum((0, 1, 3, 4))
+    assert (changed > 0).tolist() == [False] + [True] * 8
+    other = tokens.clone()
+    other[:, 16:32] += noise(1, 16, 12, seed=3)
+    torch.nn.init.zeros_(h.next_out.weight)
+    changed = (h.write(other, video, t) - h.write(tokens, video, t)).abs().sum((0, 1, 3, 4))
+    assert (changed > 0).tolist() == [False] + [True] * 4 + [False] * 4
+
+
 def test_spread_weights_read_a_still_video_as_pictures_and_say_nothing_of_it_yet():
     h = head(norm=False)
     h.spread()

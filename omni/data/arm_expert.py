@@ -115,7 +115,7 @@ def play(seed: int) -> Episode:
 WORLD = World(
     name="omni_arm",
     version=1,
-    episodes=2000,
+    episodes=20_000,
     fps=float(CONTROL_HZ),
     play=play,
     hold=lambda state: state[ANGLES],

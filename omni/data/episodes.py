@@ -34,7 +34,7 @@ from omni.data.rollout import CANVAS, FRAMES, Rollout
 
 PART = 20  # episodes of a file
 HELD_OUT_COUNT = 40  # held-out episodes that windows are drawn from
-KEPT_PARTS = 256  # in memory: a tenth of a megabyte each
+KEPT_PARTS = 1024  # in memory: a tenth of a megabyte each
 WORLDS = {"pusht": "omni.data.pusht_expert", "omni_arm": "omni.data.arm_expert"}  # modules that hold a `WORLD`
 
 

@@ -310,7 +310,7 @@ def _nudged(pose: np.ndarray, by: np.ndarray) -> np.ndarray:
 WORLD = World(
     name="pusht",
     version=1,
-    episodes=400,
+    episodes=1000,
     fps=float(CONTROL_HZ),
     play=play,
     hold=lambda state: state[:2],

@@ -129,6 +129,7 @@ MOVING = replace(
     latent=replace(
         TINY.latent,
         prediction="sample",
+        gain=True,
         codec=CodecConfig(motion=2.0),
         patch_frames=4,
         clock=8,

@@ -190,7 +190,8 @@ class ActPlan:
 
     ``modes`` weighs what is asked of each: ``policy``, the first frame is given; ``forward``, the actions too;
     ``inverse``, all frames. In a share ``still`` of the batches only the first frame is there, and the actions that
-    follow: a policy's. Those have few tokens and come in batches that many times larger.
+    follow: a policy's. Those have few tokens and come in batches that many times larger. In a share ``part`` of the
+    others only one group of later frames is there, of more rollouts, and ``inverse`` is not asked.
 
     With ``dataset``, a LeRobot folder, the rollouts are its windows (:mod:`omni.data.demonstrations`), a batch has one
     mode, and the fields below it count; otherwise they are the ``worlds``'.
@@ -201,6 +202,7 @@ class ActPlan:
     worlds: dict[str, float] | None = None
     modes: dict[str, float] | None = None
     still: float = 0.0
+    part: float = 0.0
     drop: float = 0.1
     time_mean: float = 0.0
     time_std: float = 1.2
@@ -219,12 +221,17 @@ class ActPlan:
     statistics: str | None = None  # method of a normaliser that is fitted to the dataset; None: the embodiment's
 
     def __post_init__(self) -> None:
-        _check_streams(self, "still")
+        _check_streams(self, "still", "part")
         for name, of in (("worlds", "worlds"), ("modes", "modes")):
             if getattr(self, name) is not None:
                 _check_mixture(self, of, name)
         unknown = sorted(set(self.modes or ()) - set(MODES))
         _require(not unknown, f"ActPlan.modes names {unknown}; known: {', '.join(MODES)}")
+        asked = any(weight for mode, weight in (self.modes or dict.fromkeys(MODES, 1.0)).items() if mode != "inverse")
+        _require(
+            not self.part or (self.dataset is None and asked),
+            f"ActPlan.part is {self.part}; parts are of rollouts of worlds, and not for inverse alone",
+        )
         self._check_dataset()
 
     def _check_dataset(self) -> None:

@@ -108,8 +108,12 @@ class Steps(IterableDataset):
             modes = plan.modes or dict.fromkeys(MODES, 1.0)
             mode = "policy" if still else Random(f"mode {seed}").choices(list(modes), list(modes.values()))[0]
             return self.demonstrations(plan).batch(self._own(seed), plan.size, mode, still, plan.drop)
-        more = {"worlds": plan.worlds, "modes": plan.modes, "still": still, "drop": plan.drop}
-        return act_batch(self._own(seed), plan.size, self.encoding, **more)
+        look, group = Random(f"part {seed}"), None
+        if not still and look.random() < plan.part:
+            group = look.randrange((FRAMES - 1) // self.encoding.unit)
+        more = {"worlds": plan.worlds, "modes": plan.modes, "still": still, "group": group, "drop": plan.drop}
+        size = plan.size * (1 if group is None else PART_ROWS)
+        return act_batch(self._own(seed), size, self.encoding, **more)
 
     def _distil(self, seed: int, plan: DistilPlan) -> DrawBatch:
         return draw_batch(self._own(seed), plan.size, self.encoding, 0.0, plan.mixture, plan.full)

@@ -200,6 +200,23 @@ def test_a_part_of_a_video_has_one_group_of_frames_and_more_rows(words, recipe):
     assert all(len(batch.frames) == 2 * worlds.PART_ROWS and batch.sound is None for batch in made)
 
 
+@torch.no_grad()
+def test_a_part_of_a_robots_video_asks_for_frames_or_actions_but_not_what_led_through_all(words, recipe, module):
+    plan = ActPlan(size=3, draws=1, part=1.0)
+    stage = replace(load_recipe(recipe).stages[0], animate=None, act=plan)
+    steps = Steps(replace(load_recipe(recipe), stages=(stage,)), words)
+    made = [steps.batches(step)["act"][1] for step in range(12)]
+    assert {batch.group for batch in made} == {0, 1, 2, 3}
+    assert all(len(batch.frames) == 3 * worlds.PART_ROWS for batch in made)
+    given = torch.cat([batch.given for batch in made])
+    assert given[:, 0].all()
+    assert not given[:, 1:].any()
+    assert set(torch.cat([batch.given_actions[:, 0] for batch in made]).tolist()) == {True, False}
+    parts = module.act_losses(plan, made[0])
+    assert set(parts) == {"act", "act_tracks", "act_seen", "act_video"}
+    assert all(float(loss) > 0 for _, loss in parts.values())
+
+
 def test_squares_are_named_by_the_colour_that_covers_them(words):
     frames = np.full((2, 32, 48, 3), BACKGROUNDS["gray"], np.uint8)
     frames[0, 8:16, 16:24] = COLORS["blue"]
@@ -224,6 +241,10 @@ def test_unknown_worlds_and_modes():
         ActPlan(size=1, modes={"guess": 1.0})
     with pytest.raises(ConfigError, match=r"ActPlan\.still is 2"):
         ActPlan(size=1, still=2)
+    with pytest.raises(
+        ConfigError, match=r"ActPlan\.part is 0\.5; parts are of rollouts of worlds, and not for inverse"
+    ):
+        ActPlan(size=1, part=0.5, modes={"inverse": 1.0})
     with pytest.raises(ConfigError, match=r"AnimatePlan\.kinds is {}"):
         AnimatePlan(size=1, kinds={})
 

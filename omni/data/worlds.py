@@ -99,14 +99,18 @@ def act_batch(
     worlds: dict[str, float] | None = None,
     modes: dict[str, float] | None = None,
     still: bool = False,
+    group: int | None = None,
     drop: float = 0.1,
 ) -> RolloutBatch:
     """``size`` rollouts of robots, each with a mode of its own; ``worlds`` and ``modes`` weigh them, by default alike.
 
     ``still``: only the first frames are there and the actions are to be found, in STILL_ROWS times as many rollouts.
+    ``group``: only these later frames are to be denoised, and no row asks which actions led through all of them.
     """
     rng = Random(f"act {seed}")
     worlds, modes = worlds or dict.fromkeys(ROBOTS, 1.0), modes or dict.fromkeys(MODES, 1.0)
+    if group is not None:
+        modes = {mode: weight for mode, weight in modes.items() if mode != "inverse"}
     unknown = sorted(set(worlds) - set(ROBOTS))
     if unknown:
         raise ValueError(f"there are no worlds {unknown}; known: {', '.join(ROBOTS)}")
@@ -133,6 +137,7 @@ def act_batch(
         given_actions=given_actions,
         domains=torch.tensor([body.domain for body in bodies]),
         widths=torch.tensor([body.width for body in bodies]),
+        group=group,
     )
 
 

@@ -135,7 +135,7 @@ MOVING = replace(
         clock=8,
         positions_a_second=PACE,
     ),
-    generation=GenerationConfig(draws=False, video=WalkConfig(steps=8, guidance=1.0, shift=3.0), fps=8.0),
+    generation=GenerationConfig(draws=False, video=WalkConfig(steps=8, guidance=1.0, shift=3.0, eta=1.0), fps=8.0),
 )
 
 ANIMATE = replace(
@@ -145,7 +145,7 @@ ANIMATE = replace(
 ACT = replace(
     MOVING,
     action=ActionConfig(width=8, n_domains=4, positions_a_second=PACE, embodiments=EMBODIMENTS),
-    generation=replace(MOVING.generation, action=WalkConfig(steps=8, guidance=1.0, shift=3.0)),
+    generation=replace(MOVING.generation, action=WalkConfig(steps=2, guidance=1.0, shift=3.0)),
 )
 
 PRESETS = {

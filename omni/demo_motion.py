@@ -22,7 +22,7 @@ from omni.tokenizers.video_writer import write_video
 
 FIRST_SEED = 400  # of the pictures and starts: training never draws seeds below a million
 ENLARGED = 3  # times, since small videos are hard to see
-EXECUTED = 8  # actions of a chunk that are carried out before the next is asked for
+EXECUTED = 2  # actions of a chunk that are carried out before the next is asked for
 GOOD_COVERAGE = 0.6  # of the mark, from which the T counts as brought there
 ROBOTS = {"pusht": 1, "omni_arm": 2}  # and how many starts
 

@@ -21,7 +21,7 @@ from omni.pipelines.world import ForwardDynamics, InverseDynamics
 from omni.tokenizers.video_writer import write_video
 
 AT_ONCE = 16  # episodes or windows of a batch
-EXECUTED = 8  # actions of a chunk that are carried out before the next is asked for
+EXECUTED = 2  # actions of a chunk that are carried out before the next is asked for
 FILMS = 4  # episodes that are written as videos
 SEES = ("", "blind", "other")  # the policy itself, and its controls
 

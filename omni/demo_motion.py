@@ -15,6 +15,7 @@ from omni.data.episodes import world
 from omni.data.motion import KINDS, sample_motion
 from omni.data.motion_check import moved_as_said
 from omni.data.rollout import Rollout
+from omni.evaluation.robots import EXECUTED
 from omni.model import Omni
 from omni.pipelines.animate import ImageToVideo
 from omni.pipelines.policy import Policy
@@ -22,7 +23,6 @@ from omni.tokenizers.video_writer import write_video
 
 FIRST_SEED = 400  # of the pictures and starts: training never draws seeds below a million
 ENLARGED = 3  # times, since small videos are hard to see
-EXECUTED = 2  # actions of a chunk that are carried out before the next is asked for
 GOOD_COVERAGE = 0.6  # of the mark, from which the T counts as brought there
 ROBOTS = {"pusht": 1, "omni_arm": 2}  # and how many starts
 

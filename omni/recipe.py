@@ -193,6 +193,9 @@ class ActPlan:
     follow: a policy's. Those have few tokens and come in batches that many times larger. In a share ``part`` of the
     others only one group of later frames is there, of more rollouts, and ``inverse`` is not asked.
 
+    Of a policy's rollouts a share ``shaken``, by world, begins beside the expert's ways; in a share ``driven`` of the
+    others the robot wanders (:mod:`omni.data.episodes`).
+
     With ``dataset``, a LeRobot folder, the rollouts are its windows (:mod:`omni.data.demonstrations`), a batch has one
     mode, and the fields below it count; otherwise they are the ``worlds``'.
     """
@@ -203,6 +206,8 @@ class ActPlan:
     modes: dict[str, float] | None = None
     still: float = 0.0
     part: float = 0.0
+    shaken: dict[str, float] | None = None  # the expert acts anew in each: PushT's takes a sixth of a second
+    driven: float = 0.0
     drop: float = 0.1
     time_mean: float = 0.0
     time_std: float = 1.2
@@ -221,13 +226,19 @@ class ActPlan:
     statistics: str | None = None  # method of a normaliser that is fitted to the dataset; None: the embodiment's
 
     def __post_init__(self) -> None:
-        _check_streams(self, "still", "part")
+        _check_streams(self, "still", "part", "driven")
         for name, of in (("worlds", "worlds"), ("modes", "modes")):
             if getattr(self, name) is not None:
                 _check_mixture(self, of, name)
         unknown = sorted(set(self.modes or ()) - set(MODES))
         _require(not unknown, f"ActPlan.modes names {unknown}; known: {', '.join(MODES)}")
         asked = any(weight for mode, weight in (self.modes or dict.fromkeys(MODES, 1.0)).items() if mode != "inverse")
+        wrong = {world: share for world, share in (self.shaken or {}).items() if not 0 <= share <= 1}
+        _require(not wrong, f"ActPlan.shaken has {wrong}; shares are from 0 to 1")
+        _require(
+            self.dataset is None or not (self.shaken or self.driven),
+            f"ActPlan has shaken {self.shaken} and driven {self.driven}; a dataset's windows are as recorded",
+        )
         _require(
             not self.part or (self.dataset is None and asked),
             f"ActPlan.part is {self.part}; parts are of rollouts of worlds, and not for inverse alone",

@@ -111,7 +111,8 @@ class Steps(IterableDataset):
         look, group = Random(f"part {seed}"), None
         if not still and look.random() < plan.part:
             group = look.randrange((FRAMES - 1) // self.encoding.unit)
-        more = {"worlds": plan.worlds, "modes": plan.modes, "still": still, "group": group, "drop": plan.drop}
+        more = {"worlds": plan.worlds, "modes": plan.modes, "still": still, "group": group}
+        more |= {"shaken": plan.shaken, "driven": plan.driven, "drop": plan.drop}
         size = plan.size * (1 if group is None else PART_ROWS)
         return act_batch(self._own(seed), size, self.encoding, **more)
 

@@ -2,6 +2,7 @@ import math
 import os
 import subprocess
 import sys
+from random import Random
 
 import numpy as np
 import pytest
@@ -21,8 +22,9 @@ from omni.data.arm import (
     joints,
     picture,
     posture,
+    task,
 )
-from omni.data.arm_expert import expert, play
+from omni.data.arm_expert import SHAKE, SOFT, TOUCH, expert, play, shake
 from omni.data.episodes import Episode, Episodes, build, sample_arm
 from omni.data.rollout import FRAMES
 
@@ -223,6 +225,58 @@ def test_windows_hold_the_expert_only_and_end_at_rest(kept):
             assert (window.actions[length:] == episode.states[-1][ANGLES]).all()
             assert np.array_equal(window.frames[length], window.frames[-1])
     assert padded > 5
+
+
+def test_a_shaken_state_has_nothing_in_the_puck_and_the_peg_on_all_sides():
+    rng, ways, gaps = np.random.default_rng(0), [], []
+    for seed in range(60):
+        state = draw_start(seed)
+        shaken = shake(state, rng)
+        peg = joints(shaken[ANGLES])[1]
+        assert np.array_equal(shaken[2:], state[2:])
+        assert np.abs(shaken[ANGLES] - state[ANGLES]).max() > 0
+        if task(state) == "push":
+            gaps.append(math.dist(peg, state[PUCK_AT]))
+            ways.append(math.atan2(*(peg - state[PUCK_AT])))
+        else:
+            assert math.dist(peg, joints(state[ANGLES])[1]) < 5 * SHAKE
+    assert min(gaps) >= TOUCH - SOFT
+    assert np.histogram(ways, 4, (-math.pi, math.pi))[0].min() > 0
+
+
+def test_shaken_windows_are_the_experts_and_driven_ones_are_not(kept):
+    made, hits = Episodes("omni_arm", count=20), {"shaken": 0, "driven": 0}
+    for seed in range(12):
+        episode = made.episode(seed)
+        for way in hits:
+            states, actions = made._played(episode, Random(seed), way)
+            again, same = made._played(episode, Random(seed), way)
+            assert np.array_equal(states, again)
+            assert np.array_equal(actions, same)
+            table = Table(states[0])
+            for action, after in zip(actions, states[1:], strict=True):
+                table.step(action)
+                assert np.abs(table.state - after).max() < 1e-3
+            own = np.stack([expert(state) for state in states[:-1]])
+            apart = np.abs(own - actions).max(axis=1)
+            assert (apart < 1e-3).mean() > 0.9 if way == "shaken" else (apart > 0.02).mean() > 0.3
+            hits[way] += int(np.abs(states[-1] - states[0])[PUCK_AT].max() > 0.01)
+    assert min(hits.values()) > 1
+
+
+def test_windows_of_each_way(kept):
+    made = Episodes("omni_arm", count=20, held_out=20)
+    for seed in (TRAIN, 0):
+        recorded, shaken, driven = (made.window(seed, way=way) for way in episodes.WAYS)
+        assert recorded.frames.shape == shaken.frames.shape == driven.frames.shape
+        assert shaken.actions.dtype == driven.actions.dtype == np.float32
+        assert not np.array_equal(shaken.actions, driven.actions)
+        assert np.array_equal(made.window(seed, way="driven").frames, driven.frames)
+        still = made.window(seed, still=True, way="shaken")
+        assert np.array_equal(still.frames[-1], shaken.frames[0])
+        assert np.array_equal(still.actions, shaken.actions)
+    with pytest.raises(ValueError, match="way is 'lost', must be one of recorded, shaken, driven"):
+        made.window(TRAIN, way="lost")
 
 
 def test_starts_of_windows():

@@ -1,14 +1,19 @@
 import math
 import subprocess
 import sys
+from random import Random
 
 import numpy as np
 import pytest
 
 pytest.importorskip("pymunk", reason="needs omni[robot]")
+import shapely
+
 from omni.data import pusht, pusht_expert
-from omni.data.pusht import GOAL, SIDE, SUCCESS, PushT, Table, coverage, draw_start, picture, tracks
-from omni.data.pusht_expert import expert, foresee, play, pose_error
+from omni.data.episodes import Episode, Episodes
+from omni.data.pusht import AGENT, GOAL, SIDE, SUCCESS, PushT, Table, coverage, draw_start, picture, tracks
+from omni.data.pusht_expert import expert, foresee, play, pose_error, shake
+from omni.data.rollout import FRAMES
 
 ON_MARK = np.array([100.0, 100.0, *GOAL])
 
@@ -148,6 +153,33 @@ def test_episodes_tell_disturbances(monkeypatch):
     again = play(3)
     assert np.array_equal(again.states, episode.states)
     assert np.array_equal(again.expert, episode.expert)
+
+
+def test_a_shaken_agent_is_beside_the_t():
+    rng = np.random.default_rng(0)
+    for seed in range(40):
+        state = draw_start(seed)
+        state[:2] = state[2], state[3] - AGENT - 1  # at its bar, or in it
+        shaken = shake(state, rng)
+        corners = pusht._placed(shaken[2:])
+        tee = shapely.union_all(shapely.polygons(corners))
+        assert shapely.distance(tee, shapely.points(shaken[:2])) >= AGENT - 1e-6
+        assert np.abs(shaken[:4] - state[:4]).min() > 0
+        assert np.array_equal(shake(state, np.random.default_rng(seed)), shake(state, np.random.default_rng(seed)))
+
+
+def test_windows_that_are_played_on():
+    made, moved = Episodes("pusht", count=20), 0
+    ends = np.stack([draw_start(seed) for seed in range(6)])
+    episode = Episode(np.float32(ends), np.zeros((5, 2), np.float32), np.ones(5, bool))
+    states, actions = made._played(episode, Random(0), "shaken")
+    assert np.abs(np.stack([expert(state) for state in states[:-1]]) - actions).max() < 1
+    for seed in range(20):
+        states, actions = made._played(episode, Random(seed), "driven")
+        assert states.shape == (FRAMES, 5)
+        assert np.abs(actions - states[:-1, :2]).max() <= pusht_expert.LEAD + 1e-3
+        moved += int(np.abs(states[-1, 2:4] - states[0, 2:4]).max() > 5)
+    assert 4 < moved < 20
 
 
 def test_closed_loop_ends_scores_and_refuses(monkeypatch):

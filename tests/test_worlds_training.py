@@ -39,7 +39,7 @@ SIZES = replace(
 FROZEN = ("embed", "context", "head", "vision", "projector")
 
 
-def dot(seed: int, still: bool = False, width: int = 2) -> Rollout:
+def dot(seed: int, still: bool = False, way: str = "recorded", width: int = 2) -> Rollout:
     """A bright square, and actions that lead it to the right: where it will be, in pixels, or its height alone."""
     rng = np.random.default_rng(seed)
     x, y = rng.integers(4, 28), rng.integers(4, 56)
@@ -109,7 +109,7 @@ def words(recipe):
 
 def test_batches_are_functions_of_the_seed_and_of_training_seeds(words, monkeypatch):
     seen = []
-    monkeypatch.setitem(worlds.ROBOTS, "pusht", lambda seed, still: seen.append(seed) or dot(seed % 1000))
+    monkeypatch.setitem(worlds.ROBOTS, "pusht", lambda seed, *_: seen.append(seed) or dot(seed % 1000))
     one, again, other = (worlds.act_batch(seed, 3, words, worlds={"pusht": 1.0}) for seed in (5, 5, 6))
     assert torch.equal(one.frames, again.frames)
     assert torch.equal(one.actions, again.actions)
@@ -152,6 +152,29 @@ def test_first_frames_alone_come_in_more_rows(words):
     assert bool(batch.given.all())
     assert not bool(batch.given_actions.any())
     assert batch.actions.shape[1] == batch.tracks.shape[2] - 1 == FRAMES - 1
+
+
+def test_a_share_of_rollouts_is_played_on(words, recipe, monkeypatch):
+    """A policy's actions stay the expert's, those of the other modes need not; the plan's shares arrive."""
+    seen = []
+
+    def note(world, seed, still, way):
+        seen.append((world, way))
+        return dot(seed % 1000, width=1 + (world == "pusht"))
+
+    for world in worlds.ROBOTS:
+        monkeypatch.setitem(worlds.ROBOTS, world, partial(note, world))
+    shares = {"shaken": {"omni_arm": 1.0}, "driven": 1.0}
+    for modes, still in (({"policy": 1.0}, False), ({"policy": 1.0}, True), ({"forward": 1.0, "inverse": 1.0}, False)):
+        seen.clear()
+        worlds.act_batch(1, 20, words, modes=modes, still=still, **shares)
+        expected = {("pusht", "recorded"), ("omni_arm", "shaken")}
+        assert set(seen) == (expected if "policy" in modes else {("pusht", "driven"), ("omni_arm", "driven")})
+    seen.clear()
+    plan = ActPlan(size=40, still=1.0, shaken={"pusht": 0.5})
+    stage = replace(load_recipe(recipe).stages[0], animate=None, act=plan)
+    Steps(replace(load_recipe(recipe), stages=(stage,)), words).batches(0)
+    assert set(seen) == {("pusht", "recorded"), ("pusht", "shaken"), ("omni_arm", "recorded")}
 
 
 def test_sentences_are_left_out_and_first_frames_too(words):
@@ -245,6 +268,14 @@ def test_unknown_worlds_and_modes():
         ConfigError, match=r"ActPlan\.part is 0\.5; parts are of rollouts of worlds, and not for inverse"
     ):
         ActPlan(size=1, part=0.5, modes={"inverse": 1.0})
+    with pytest.raises(ConfigError, match=r"ActPlan\.shaken has {'pusht': 1\.5}; shares are from 0 to 1"):
+        ActPlan(size=1, shaken={"pusht": 1.5})
+    with pytest.raises(ConfigError, match=r"ActPlan\.driven is 2"):
+        ActPlan(size=1, driven=2)
+    with pytest.raises(ConfigError, match="a dataset's windows are as recorded"):
+        ActPlan(size=1, dataset="somewhere", driven=0.5)
+    with pytest.raises(ValueError, match=r"no worlds \['chess'\]"):
+        worlds.act_batch(1, 1, None, shaken={"chess": 1.0})
     with pytest.raises(ConfigError, match=r"AnimatePlan\.kinds is {}"):
         AnimatePlan(size=1, kinds={})
 

@@ -112,6 +112,34 @@ def play(seed: int) -> Episode:
     return Episode(np.float32(states), np.float32(actions), np.array(by_expert))
 
 
+# ----------------------------------------------------------------------------------------------------
+# beside the expert's ways
+
+SHAKE = 0.03  # metres, spread of x and y
+AROUND, GAP = 0.5, 0.06  # chance that the peg is put beside the puck instead, and how far from touching it
+SOFT = 0.002  # metres that the physics lets things press into each other
+
+
+def shake(state: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The state with its peg a little elsewhere, or at the puck from any side; the two never lie in each other."""
+    shaken, beside = state.copy(), task(state) == "push" and rng.random() < AROUND
+    while True:
+        peg = joints(state[ANGLES])[1] + rng.normal(0, SHAKE, 2)
+        if beside:
+            way = rng.uniform(-math.pi, math.pi)
+            peg = state[PUCK_AT] + rng.uniform(TOUCH, TOUCH + GAP) * np.array([math.cos(way), math.sin(way)])
+        shaken[ANGLES] = posture(peg)
+        # What is out of reach becomes a place at its edge, which may be in the puck.
+        if math.dist(joints(shaken[ANGLES])[1], state[PUCK_AT]) >= TOUCH - SOFT:
+            return shaken
+
+
+def aim(state: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Anywhere, or as often where the puck is: so it is hit from all sides."""
+    hit = task(state) == "push" and rng.random() < 0.5
+    return state[PUCK_AT] + rng.normal(0, PUCK / 2, 2) if hit else draw_place(rng, "ball")
+
+
 WORLD = World(
     name="omni_arm",
     version=1,
@@ -123,4 +151,9 @@ WORLD = World(
     tracks=tracks,
     prompt=prompt,
     kind=task,
+    physics=Table,
+    expert=expert,
+    shake=shake,
+    aim=aim,
+    towards=lambda state, place: _towards(joints(state[ANGLES])[1], place),
 )

@@ -2,10 +2,15 @@
 
     seed -> world.play -> states, actions, who acted -> parts of PART episodes, written beside and renamed
     seed -> an episode and a start in it -> 16 actions of the expert, 17 states drawn -> Rollout
+                             played on from it, by the expert or not, for the other ways of a window
 
 A world keeps its states, not its pictures: a picture is a function of one state. Its expert sees no more than the
 picture shows, so that a policy without memory can learn it. Episodes hold disturbances too, from which the expert
-recovers; no window holds an action that is not the expert's.
+recovers; no recorded window holds an action that is not the expert's.
+
+What an expert does follows from what is seen, and near its own ways alone. So a window may also be *shaken*: the
+expert starts beside the way, as a policy finds itself after a small error; or *driven*: the robot wanders, so that only
+its actions tell what will be seen.
 
 Seeds of ``TRAIN_SEEDS`` are answered with training episodes, which are made from such seeds themselves; the seeds
 below with held-out ones. Parts are made when first asked for, or by ``python -m omni.data.episodes WORLD COUNT``, in
@@ -24,6 +29,7 @@ from dataclasses import dataclass
 from functools import cache, lru_cache, partial
 from pathlib import Path
 from random import Random
+from typing import Protocol
 
 import numpy as np
 from rich.console import Console
@@ -35,6 +41,8 @@ from omni.data.rollout import CANVAS, FRAMES, Rollout
 PART = 20  # episodes of a file
 HELD_OUT_COUNT = 40  # held-out episodes that windows are drawn from
 KEPT_PARTS = 1024  # in memory: a tenth of a megabyte each
+WAYS = ("recorded", "shaken", "driven")  # of windows
+DRIVEN_STEPS = 3, 10  # for which a wandering robot keeps to one place, the second not included
 WORLDS = {"pusht": "omni.data.pusht_expert", "omni_arm": "omni.data.arm_expert"}  # modules that hold a `WORLD`
 
 
@@ -51,6 +59,15 @@ class Episode:
     expert: np.ndarray
 
 
+class Physics(Protocol):
+    """A simulator in a state (s,), which a step with an action (a,) changes."""
+
+    @property
+    def state(self) -> np.ndarray: ...
+
+    def step(self, target: np.ndarray) -> None: ...
+
+
 @dataclass(frozen=True)
 class World:
     """What there is to know of a simulated robot. Its name is that of its embodiment.
@@ -58,6 +75,10 @@ class World:
     `version` rises with every change of its episodes; windows are drawn of `episodes` of them. `hold` (s,) -> (a,) is
     the action that keeps a state as it is, `picture` (s,) -> (CANVAS, CANVAS, 3) uint8, `tracks` (n, s) -> thing ->
     (n, 2) in pixels, and `prompt` words the task of a state in the way of a number; `kind` names it.
+
+    `physics` goes on from a state (s,), `expert` (s,) -> (a,) acts in it, `shake` moves things in it a little or puts
+    the robot elsewhere beside them, `aim` draws a place that the robot may wander to, and `towards` is the action for
+    that.
     """
 
     name: str
@@ -70,6 +91,11 @@ class World:
     tracks: Callable[[np.ndarray], dict[str, np.ndarray]]
     prompt: Callable[[np.ndarray, int], str]
     kind: Callable[[np.ndarray], str]
+    physics: Callable[[np.ndarray], Physics]
+    expert: Callable[[np.ndarray], np.ndarray]
+    shake: Callable[[np.ndarray, np.random.Generator], np.ndarray]
+    aim: Callable[[np.ndarray, np.random.Generator], np.ndarray]
+    towards: Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 @cache
@@ -187,22 +213,21 @@ class Episodes:
             _run([partial(_make, self.world.name, held_out, index // PART)], 1, f"episodes of {self.world.name}")
         return _read(path)[index % PART]
 
-    def window(self, seed: int, still: bool = False) -> Rollout:
-        """FRAMES pictures and the expert's actions between them, always the same for a seed.
+    def window(self, seed: int, still: bool = False, way: str = "recorded") -> Rollout:
+        """FRAMES pictures and the actions between them, always the same for a seed and a way of WAYS.
 
-        An episode is drawn first, then a start after which only the expert acts. Beyond its end the robot holds still.
+        An episode is drawn first, then a start. ``recorded``: one after which only the expert acts; beyond the
+        episode's end the robot holds still. ``shaken``: any, a little changed, after which the expert acts.
+        ``driven``: any, after which the robot goes to one place after another.
         With ``still`` only the first picture is drawn, and stands for all.
         """
         if seed < 0:
             raise ValueError(f"seed is {seed}, must not be negative")
+        if way not in WAYS:
+            raise ValueError(f"way is {way!r}, must be one of {', '.join(WAYS)}")
         held_out, rng = seed in HELD_OUT_SEEDS, Random(f"window {self.world.name} {seed}")
         episode = self.episode(rng.randrange(self.held_out if held_out else self.count), held_out)
-        start = rng.choice(_starts(episode.expert))
-        end = episode.states[-1]
-        states, actions = episode.states[start : start + FRAMES], episode.actions[start : start + FRAMES - 1]
-        more = FRAMES - 1 - len(actions)
-        states = np.concatenate([states, np.repeat(end[None], more, axis=0)])
-        actions = np.concatenate([actions, np.repeat(self.world.hold(end)[None], more, axis=0)])
+        states, actions = self._recorded(episode, rng) if way == "recorded" else self._played(episode, rng, way)
         return Rollout(
             prompt=self.world.prompt(states[0], rng.randrange(1000)),
             frames=self._pictures(states, still),
@@ -213,9 +238,48 @@ class Episodes:
             kind=self.world.kind(states[0]),
         )
 
+    def _recorded(self, episode: Episode, rng: Random) -> tuple[np.ndarray, np.ndarray]:
+        """States (FRAMES, s) and actions (FRAMES - 1, a) of the expert, as they were."""
+        start = rng.choice(_starts(episode.expert))
+        end = episode.states[-1]
+        states, actions = episode.states[start : start + FRAMES], episode.actions[start : start + FRAMES - 1]
+        more = FRAMES - 1 - len(actions)
+        states = np.concatenate([states, np.repeat(end[None], more, axis=0)])
+        return states, np.concatenate([actions, np.repeat(self.world.hold(end)[None], more, axis=0)])
+
+    def _played(self, episode: Episode, rng: Random, way: str) -> tuple[np.ndarray, np.ndarray]:
+        """The same, played on from a state of the episode."""
+        state, draw = rng.choice(episode.states), np.random.default_rng(rng.randrange(2**32))
+        if way == "driven":
+            return _play(self.world.physics(state), _Wanderer(self.world, draw))
+        return _play(self.world.physics(self.world.shake(state, draw)), self.world.expert)
+
     def _pictures(self, states: np.ndarray, still: bool) -> np.ndarray:
         drawn = np.stack([self.world.picture(state) for state in states[: 1 if still else None]])
         return np.broadcast_to(drawn, (len(states), *drawn.shape[1:]))
+
+
+def _play(physics: Physics, act: Callable[[np.ndarray], np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """States (FRAMES, s) and actions (FRAMES - 1, a), float32 as in episodes, of one that acts on what it finds."""
+    states, actions = [physics.state], []
+    for _ in range(FRAMES - 1):
+        actions.append(act(states[-1]))
+        physics.step(actions[-1])
+        states.append(physics.state)
+    return np.float32(states), np.float32(actions)
+
+
+class _Wanderer:
+    """Acts towards a place for some steps, then towards another."""
+
+    def __init__(self, world: World, rng: np.random.Generator) -> None:
+        self.world, self.rng, self.left = world, rng, 0
+
+    def __call__(self, state: np.ndarray) -> np.ndarray:
+        if not self.left:
+            self.left, self.place = int(self.rng.integers(*DRIVEN_STEPS)), self.world.aim(state, self.rng)
+        self.left -= 1
+        return self.world.towards(state, self.place)
 
 
 def _starts(expert: np.ndarray) -> list[int]:
@@ -231,14 +295,14 @@ def _episodes(name: str) -> Episodes:
     return Episodes(name)
 
 
-def sample_pusht(seed: int, still: bool = False) -> Rollout:
+def sample_pusht(seed: int, still: bool = False, way: str = "recorded") -> Rollout:
     """A window of the T that is pushed onto its mark; actions (16, 2) are target positions of the agent, 0 to 512."""
-    return _episodes("pusht").window(seed, still)
+    return _episodes("pusht").window(seed, still, way)
 
 
-def sample_arm(seed: int, still: bool = False) -> Rollout:
+def sample_arm(seed: int, still: bool = False, way: str = "recorded") -> Rollout:
     """A window of the arm that reaches and pushes; actions (16, 2) are target angles of its joints in radians."""
-    return _episodes("omni_arm").window(seed, still)
+    return _episodes("omni_arm").window(seed, still, way)
 
 
 # ----------------------------------------------------------------------------------------------------

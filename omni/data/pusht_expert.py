@@ -307,6 +307,29 @@ def _nudged(pose: np.ndarray, by: np.ndarray) -> np.ndarray:
     return np.array([*np.clip(pose[:2] + by[:2], 100, 400), pose[2] + by[2]])
 
 
+# ----------------------------------------------------------------------------------------------------
+# beside the expert's ways
+
+SHAKE = 20.0  # of the agent's x and y
+SMALL_NUDGE = 12.0, 12.0, 0.2  # of the T's x, y and angle
+
+
+def shake(state: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The state with agent and T a little elsewhere; the two never lie in each other."""
+    while True:
+        agent = np.clip(state[:2] + rng.normal(0, SHAKE, 2), 40, SIDE - 40)
+        pose = _nudged(state[2:], rng.normal(0, SMALL_NUDGE))
+        seen = np.array(complex(*(agent - pose[:2])) * cmath.exp(-1j * pose[2]))
+        if abs(seen - nearest(seen)) >= AGENT:
+            return np.concatenate([agent, pose])
+
+
+def aim(state: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Anywhere, or as often where the T is: so it is hit from all sides."""
+    anywhere = rng.uniform(40, SIDE - 40, 2)
+    return state[2:4] + rng.normal(0, CENTRE, 2) if rng.random() < 0.5 else anywhere
+
+
 WORLD = World(
     name="pusht",
     version=1,
@@ -318,4 +341,9 @@ WORLD = World(
     tracks=tracks,
     prompt=lambda state, way: PROMPTS[way % len(PROMPTS)],
     kind=lambda state: "push",
+    physics=Table,
+    expert=expert,
+    shake=shake,
+    aim=aim,
+    towards=_wandering,
 )

@@ -37,7 +37,7 @@ PART_ROWS = 2  # a batch of one group of later frames has that many times more r
 COVERED = 0.3  # share of a square from which what covers it is named
 
 MOTION = "motion"
-ROBOTS: dict[str, Callable[[int, bool], Rollout]] = {"pusht": sample_pusht, "omni_arm": sample_arm}
+ROBOTS: dict[str, Callable[[int, bool, str], Rollout]] = {"pusht": sample_pusht, "omni_arm": sample_arm}
 WORLDS = (MOTION, *ROBOTS)
 
 
@@ -100,25 +100,32 @@ def act_batch(
     modes: dict[str, float] | None = None,
     still: bool = False,
     group: int | None = None,
+    shaken: dict[str, float] | None = None,
+    driven: float = 0.0,
     drop: float = 0.1,
 ) -> RolloutBatch:
     """``size`` rollouts of robots, each with a mode of its own; ``worlds`` and ``modes`` weigh them, by default alike.
 
     ``still``: only the first frames are there and the actions are to be found, in STILL_ROWS times as many rollouts.
     ``group``: only these later frames are to be denoised, and no row asks which actions led through all of them.
+
+    Of a policy's rollouts a share ``shaken``, by world, begins beside the expert's ways; in a share ``driven`` of the
+    others the robot wanders (:mod:`omni.data.episodes`).
     """
     rng = Random(f"act {seed}")
     worlds, modes = worlds or dict.fromkeys(ROBOTS, 1.0), modes or dict.fromkeys(MODES, 1.0)
     if group is not None:
         modes = {mode: weight for mode, weight in modes.items() if mode != "inverse"}
-    unknown = sorted(set(worlds) - set(ROBOTS))
+    unknown = sorted({*worlds, *(shaken or {})} - set(ROBOTS))
     if unknown:
         raise ValueError(f"there are no worlds {unknown}; known: {', '.join(ROBOTS)}")
     size = size * STILL_ROWS if still else size
     names = rng.choices(list(worlds), list(worlds.values()), k=size)
     first, count = (TRAIN_SEEDS.start, 2**40) if seed >= 0 else (HELD_OUT_SEEDS.start, len(HELD_OUT_SEEDS))
-    rollouts = [ROBOTS[name](first + rng.randrange(count), still) for name in names]
+    seeds = [first + rng.randrange(count) for _ in names]
     asked = ["policy"] * size if still else rng.choices(list(modes), list(modes.values()), k=size)
+    ways = [_way(rng, mode, (shaken or {}).get(name, 0.0), driven) for name, mode in zip(names, asked, strict=True)]
+    rollouts = [ROBOTS[name](one, still, way) for name, one, way in zip(names, seeds, ways, strict=True)]
     shown = _shown(rollouts, names, encoding, drop, rng)
     given = torch.zeros(size, shown["frames"].shape[2], dtype=torch.bool)
     given[:, 0] = True
@@ -139,6 +146,12 @@ def act_batch(
         widths=torch.tensor([body.width for body in bodies]),
         group=group,
     )
+
+
+def _way(rng: Random, mode: str, shaken: float, driven: float) -> str:
+    """Of a window, see ``omni.data.episodes``: only a policy's actions have to be the expert's."""
+    other, share = ("shaken", shaken) if mode == "policy" else ("driven", driven)
+    return other if rng.random() < share else "recorded"
 
 
 def _shown(rollouts: Sequence[Rollout], worlds: Sequence[str], encoding: Encoding, drop: float, rng: Random) -> dict:

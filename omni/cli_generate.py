@@ -192,7 +192,7 @@ def _animate(args: Arguments) -> Any:
         raise UsageError("--keep and --condition are for videos to go on from")
     from omni.pipelines.animate import ImageToVideo, TextToVideo, VideoToVideo
 
-    pipeline = {None: TextToVideo, "document": ImageToVideo, "video": VideoToVideo}[kind](load(args))
+    pipeline = _open(args, {None: TextToVideo, "document": ImageToVideo, "video": VideoToVideo}[kind])
     chosen["on_step"] = _preview(args, lambda latents: _stills(pipeline.still(latents)))
     result = pipeline(*([] if source is None else [source]), prompt, **chosen, **extra)
     made = []
@@ -203,6 +203,12 @@ def _animate(args: Arguments) -> Any:
     if args.sheet is not None:
         _save_sheet(args, [_stills(frames) for frames in result.frames])
     return made
+
+
+def _open(args: Arguments, pipeline: type) -> Any:
+    """The pipeline of the model that was named, or of the shipped one that has learnt it."""
+    args.model = pipeline.name_of(args.model)
+    return pipeline(load(args))
 
 
 _OF_TRANSFER = ("strength", "control_guidance", "chunk_frames")
@@ -226,7 +232,7 @@ def _transfer(args: Arguments, source: str | None, kind: str | None, prompt: Any
         chosen["negative_prompt"] = _prompt(args.negative)
     from omni.pipelines.transfer import Transfer
 
-    pipeline = Transfer(load(args))
+    pipeline = _open(args, Transfer)
     chosen["on_step"] = _preview(args, lambda latents: _stills(pipeline.still(latents)))
     result = pipeline(controls, prompt, video=source, **chosen)
     result.save(args.out)
@@ -281,7 +287,11 @@ def _act_arguments(parser: Parser) -> None:
     parser.add_argument("-o", "--out", type=Path, metavar="JSON", help="file for the actions (default: print them)")
     parser.add_argument("--state", type=_floats, metavar="A,B", help="the robot's state, where the policy wants it")
     parser.add_argument("--video", type=Path, metavar="MP4", help="write the video that the policy expects")
-    parser.add_argument("--no-foresee", action="store_true", help="actions alone, without that video: faster")
+    parser.add_argument(
+        "--no-foresee",
+        action="store_true",
+        help="actions alone, without that video: faster, with a model that has learnt it",
+    )
     _robot_arguments(parser)
 
 
@@ -375,8 +385,6 @@ def _answer_actions(args: Arguments, result: Any) -> Any:
 
 
 DRAW = Command("draw pictures from a prompt", _draw_arguments, _draw)
-ANIMATE = Command(
-    "make a video of a prompt, from a picture or from another video", _animate_arguments, _animate, "tiny-animate"
-)
+ANIMATE = Command("make a video of a prompt, from a picture or from another video", _animate_arguments, _animate, None)
 ACT = Command("say what a robot does next", _act_arguments, _act, "tiny-act")
 WORLD = Command("imagine where actions lead, or infer those of a video", _world_arguments, _world, "tiny-act")

@@ -26,7 +26,7 @@ import omni
 from omni.assets import find_assets
 from omni.data.clips import long_clip
 from omni.data.scenes import CATEGORIES, check, sample_prompt
-from omni.demo_motion import animations, rollouts
+from omni.demo_motion import animations, check_worlds, rollouts
 from omni.metrics import exact_match
 from omni.model import Omni
 from omni.pipelines.chat import Chat
@@ -76,7 +76,9 @@ def run(name: str, student: str, animator: str, actor: str) -> dict[str, Any]:
     ``animator`` the videos and of the ``actor`` the episodes."""
     start = time.perf_counter()
     _say(f"loading {name}")
-    model = omni.load(name)
+    model, films, acts = omni.load(name), omni.load(animator), omni.load(actor)
+    if acts.actions is not None:
+        check_worlds()  # before anything else is done
     result = {
         "model": name,
         "parameters": sum(p.numel() for p in model.parameters()),
@@ -84,8 +86,8 @@ def run(name: str, student: str, animator: str, actor: str) -> dict[str, Any]:
         "media": [*_media(model), _hour(model)],
         "pictures": _pictures(model),
         "quick": _pictures(omni.load(student)),
-        "animations": _moving(animations, omni.load(animator), "animating pictures"),
-        "robots": _moving(rollouts, omni.load(actor), "driving robots"),
+        "animations": _moving(animations, films, "animating pictures"),
+        "robots": _moving(rollouts, acts, "driving robots"),
         "conversations": _conversations(model),
     }
     return {**result, "seconds": time.perf_counter() - start, "scores": _scores(result)}

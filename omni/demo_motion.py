@@ -53,6 +53,12 @@ def _animation(rollout: Rollout, frames: np.ndarray, sound: np.ndarray | None, r
     return {"prompt": rollout.prompt, "kind": rollout.kind, "video": video, "right": moved_as_said(rollout, frames)}
 
 
+def check_worlds() -> None:
+    """Raises ValueError that says what is missing where a robot's simulator is not installed."""
+    for name in ROBOTS:
+        world(name)
+
+
 def rollouts(model: Omni) -> list[dict[str, Any]]:
     """Episodes of each robot that the model knows, from pictures alone."""
     if model.actions is None:
@@ -61,7 +67,6 @@ def rollouts(model: Omni) -> list[dict[str, Any]]:
 
 
 def _rollout(model: Omni, name: str, seed: int) -> dict[str, Any]:
-    world(name)  # says what is missing where its simulator is not installed
     from omni.data.arm import Arm
     from omni.data.pusht import PushT
 

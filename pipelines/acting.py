@@ -73,7 +73,7 @@ class Actor(Animator):
         import omni
 
         loading = {name: options.pop(name) for name in ("device", "dtype") if name in options}
-        return cls(omni.load(name_or_path or cls.shipped, **loading), embodiment, **options)
+        return cls(omni.load(cls.name_of(name_or_path), **loading), embodiment, **options)
 
     @torch.inference_mode()
     def denoise_actions(
@@ -100,8 +100,8 @@ class Actor(Animator):
             seen: frames (n, 3, H, W) of each; the last one is held where there are too few.
             actions: (n, a) of each that are given, in "forward".
             given: state and history (h, a) of each that stand before the actions, in "policy".
-            foresee: False, in "policy": no video is denoised beside the actions; a call of the shipped model then takes
-                about a third of the time. The model must have learnt that, as the shipped one has from first frames.
+            foresee: False, in "policy": no video is denoised beside the actions, which takes less time. The model must
+                have learnt that, as the shipped one has from first frames.
             latents, action_latents: (b, c, T, h, w) and (b, n, width) to start from instead of a seed.
         """
         request = Walk.of(self.defaults.action, **walk)
@@ -111,6 +111,8 @@ class Actor(Animator):
         if not len(seen) == len(prompts):
             raise ValueError(f"{len(prompts)} instructions were given for {len(seen)} pictures or videos")
         before = 0 if given is None else len(given[0])
+        if not isinstance(foresee, bool):
+            raise ValueError(f"foresee is {foresee!r}; it must be True or False")
         if not foresee and mode != POLICY:
             raise ValueError(f"only a policy can do without the video; the mode is {mode!r}")
         shapes = self._action_shapes(placed[0], before, foresee)
@@ -135,7 +137,9 @@ class Actor(Animator):
         )
         wanted, against = self._instructions(prompts, negative_prompt, placed[0], self.style(style))
         found, complete = self.denoise(wanted, against, state, scene, request, fresh, on_step, title)
-        common = {"embodiment": self.setting.embodiment.name, "mode": mode, "fps": self.setting.fps}
+        names = ("fps", "chunk", "tier", "viewpoint", "raw")
+        common = {"embodiment": self.setting.embodiment.name, "mode": mode, "foresee": foresee}
+        common |= {name: getattr(self.setting, name) for name in names}
         settings = [
             {"prompt": p, **({} if s is None else {"seed": s}), **common, **request.settings()}
             for p, s in zip(prompts, seeds, strict=True)

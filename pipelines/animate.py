@@ -109,7 +109,7 @@ class Request:
 class Animator(Generator):
     """What the pipelines of videos share. ``tiling``: decode large frames in tiles."""
 
-    shipped = "tiny-animate"
+    shipped = None
 
     def __init__(self, model: Any, codec: Any = None, *, offload: bool = False, tiling: Tiling | None = None) -> None:
         super().__init__(model, codec, offload=offload)
@@ -303,6 +303,8 @@ class TextToVideo(Animator):
 
 class ImageToVideo(Animator):
     """``ImageToVideo(model)("x.png", "the circle moves left").save("x.mp4")``"""
+
+    shipped = "tiny-animate"
 
     @torch.inference_mode()
     def __call__(self, image: Any, prompt: Prompt | Sequence[Prompt] = "", **options: Any) -> Clips:

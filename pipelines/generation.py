@@ -45,7 +45,7 @@ class Generator:
     ``offload`` keeps the context tower on the CPU but for the moments in which it reads a prompt.
     """
 
-    shipped: ClassVar[str] = "tiny"
+    shipped: ClassVar[str | None] = "tiny"  # the model that has learnt this; None: no shipped one has
 
     def __init__(self, model: Omni, codec: Any = None, *, offload: bool = False) -> None:
         if model.latents is None:
@@ -64,10 +64,18 @@ class Generator:
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | None = None, *, offload: bool = False, **options: Any) -> "Generator":
-        """``name_or_path``: by default the shipped model that can do this. ``options``: device, dtype."""
+        """``name_or_path``: by default the shipped model that can do this, if one can. ``options``: device, dtype."""
         import omni
 
-        return cls(omni.load(name_or_path or cls.shipped, **options), offload=offload)
+        return cls(omni.load(cls.name_of(name_or_path), **options), offload=offload)
+
+    @classmethod
+    def name_of(cls, name_or_path: str | None) -> str:
+        """The model that is meant: the shipped one where none is named. Raises ValueError where there is none."""
+        name = cls.shipped if name_or_path is None else name_or_path
+        if name is None:
+            raise ValueError(f"no shipped model has learnt {cls.__name__}: name another")
+        return name
 
     @property
     def defaults(self) -> GenerationConfig:

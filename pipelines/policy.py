@@ -33,7 +33,7 @@ class Policy(Actor):
     """
 
     def __init__(self, model: Any, embodiment: Any, *, seed: int = 0, foresee: bool = True, **options: Any) -> None:
-        self.walk = {"foresee": foresee} | {name: options.pop(name) for name in WALK if name in options}
+        self.options = {"foresee": foresee} | {name: options.pop(name) for name in WALK if name in options}
         super().__init__(model, embodiment, **options)
         self.seed = seed
         if self.setting.viewpoint == "concat_view" and self.setting.layout is None:
@@ -49,7 +49,10 @@ class Policy(Actor):
         return found if isinstance(observation, (list, tuple)) else found[0]
 
     def predict(self, observation: Observation | Sequence[Observation], **options: Any) -> Clips:
-        """The same with the video that the policy expects. ``options``: as of :meth:`denoise_actions`."""
+        """The same with the video that the policy expects; without ``foresee`` it is the picture alone.
+
+        ``options``: as of :meth:`denoise_actions`.
+        """
         batch = list(observation) if isinstance(observation, (list, tuple)) else [observation]
         if not batch or not all(isinstance(one, Mapping) for one in batch):
             raise ValueError("an observation must be a dict, or a list of them")
@@ -62,7 +65,7 @@ class Policy(Actor):
             options["seed"] = [self.seed + i for i in range(len(batch))]
             self.seed += len(batch)
         prompts = [instruction_of(one) for one in batch]
-        return self.denoise_actions(POLICY, pictures, prompts, given=given, **(self.walk | options))
+        return self.denoise_actions(POLICY, pictures, prompts, given=given, **(self.options | options))
 
 
 def picture_of(observation: Observation) -> Tensor:

@@ -56,7 +56,7 @@ LEVELS = {
     "omni.bench_tools": 8,
     "omni.bench_understanding": 8,
     "omni.demo": 9,
-    "omni.demo_motion": 8,
+    "omni.demo_motion": 9,
     "omni.evaluation": 8,
     "omni.harness": 8,
     "omni.harness_lmms": 8,

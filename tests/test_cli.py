@@ -20,6 +20,8 @@ from omni.pipelines.images import read_settings
 from omni.pipelines.reading import Answer
 from omni.tokenizers.bytes import ByteTokenizer
 
+SAMPLES = Path(__file__).parent.parent / "assets" / "samples"
+
 
 @pytest.fixture(scope="module")
 def random_tiny() -> Omni:
@@ -225,15 +227,59 @@ def test_draw_names_the_limit_of_a_size(capsys, loaded, tmp_path):
         (("draw", "a red ring", "--no-upsample", "--steps", "1"), "tiny"),
         (("animate", "PICTURE", "the red ring falls", "--steps", "1"), "tiny-animate"),
         (("act", "PICTURE", "push the T", "--steps", "1"), "tiny-act"),
+        (("world", "PICTURE", "--actions", "ACTIONS", "--steps", "1"), "tiny-act"),
+        (("ask", "PICTURE", "what is it?", "--max-new-tokens", "1"), "tiny"),
+        (("chat", "hello", "--max-new-tokens", "1"), "tiny"),
+        (("eval", "animate", "--count", "1", "steps=1"), "tiny-animate"),
+        (("eval", "policy", "--count", "1", "robot=omni_arm", "steps=1", "executed=80"), "tiny-act"),
         (("eval", "dynamics", "--count", "1", "robot=omni_arm", "steps=1"), "tiny-act"),
         (("eval", "text", "--count", "1"), "tiny"),
     ],
 )
-def test_every_command_has_the_shipped_model_that_can_do_it(capsys, loaded, picture, tmp_path, arguments, name):
-    given = [str(picture) if word == "PICTURE" else word for word in arguments]
-    out = {"draw": "x.png", "animate": "x.mp4", "act": "x.json", "eval": "x.json"}[given[0]]
-    code, _, err = run(capsys, *given, "--out", str(tmp_path / out))
+def test_every_command_has_its_default_model(capsys, loaded, picture, tmp_path, monkeypatch, arguments, name):
+    if "robot=omni_arm" in arguments:
+        pytest.importorskip("mujoco", reason="needs omni[robot]")
+        monkeypatch.setenv("OMNI_CACHE", str(tmp_path))
+    (tmp_path / "actions.json").write_text(json.dumps([[256.0, 256.0]] * 16))
+    files = {"PICTURE": str(picture), "ACTIONS": str(tmp_path / "actions.json")}
+    given = [files.get(word, word) for word in arguments]
+    out = {"draw": "x.png", "animate": "x.mp4", "act": "x.json", "world": "x.mp4", "eval": "x.json"}.get(given[0])
+    code, _, err = run(capsys, *given, *([] if out is None else ["--out", str(tmp_path / out)]))
     assert (code, loaded) == (0, [(name, "auto")]), err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "what"),
+    [
+        (("animate", "a red circle falls"), "TextToVideo"),
+        (("animate", SAMPLES / "shapes.mp4", "it goes on"), "VideoToVideo"),
+        (("animate", "a red circle falls", "--control", f"seg={SAMPLES / 'shapes.mp4'}"), "Transfer"),
+    ],
+)
+def test_what_no_shipped_model_has_learnt_needs_a_name(capsys, loaded, tmp_path, arguments, what):
+    code, out, err = run(capsys, *arguments, "--out", tmp_path / "x.mp4")
+    assert (code, out, loaded) == (1, "", [])
+    assert err == f"omni animate: no shipped model has learnt {what}: name another\n"
+    assert run(capsys, *arguments, "--out", tmp_path / "x.mp4", "--model", "")[0] == 0
+    assert loaded == [("", "auto")], "an empty name is a name"
+
+
+def test_actions_alone_are_asked_for_and_recorded(capsys, loaded, picture, tmp_path, monkeypatch):
+    asked = []
+    denoise = Omni.denoise
+    monkeypatch.setattr(
+        Omni, "denoise", lambda self, state, *a: asked.append(state["video"].shape[2]) or denoise(self, state, *a)
+    )
+    for flags, frames in (([], 17), (["--no-foresee"], 1)):
+        asked.clear()
+        code, out, _ = run(capsys, "act", picture, "push the T", "--steps", "1", "--json", *flags)
+        assert code == 0
+        assert set(asked) == {frames}
+        assert json.loads(out)["foresee"] is (frames > 1)
+    for option in (("--video", tmp_path / "x.mp4"), ("--preview", tmp_path / "x.png")):
+        code, _, err = run(capsys, "act", picture, "push the T", "--no-foresee", *option)
+        assert code == 2
+        assert "--no-foresee makes no video" in err
 
 
 def test_chat_answers_one_message(capsys, loaded, picture):
@@ -299,9 +345,6 @@ def test_bench_passes_its_settings_on(capsys, monkeypatch):
     assert json.loads(out)["rows"][0]["ratio"] == 2.0
     code, out, _ = run(capsys, "bench", "language")
     assert "prefill" in out
-
-
-SAMPLES = Path(__file__).parent.parent / "assets" / "samples"
 
 
 def test_ask_knows_what_a_file_is(capsys, loaded):

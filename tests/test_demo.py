@@ -1,6 +1,8 @@
 """The demo on a random model: everything is on the page, judged, and nothing is outside of it."""
 
+import copy
 import re
+from functools import partial
 
 import pytest
 import torch
@@ -14,6 +16,12 @@ from omni.model import Omni
 from omni.tokenizers.bytes import ByteTokenizer
 
 
+def _with(make, expected: Omni, given: Omni) -> list:
+    """What ``make`` gives, of no other model than it is for."""
+    assert given is expected
+    return make(given)
+
+
 @pytest.fixture(scope="module")
 def result() -> dict:
     """A whole run with random weights."""
@@ -23,7 +31,10 @@ def result() -> dict:
     model = Omni(replace(ACT, sound_latent=ANIMATE.sound_latent, generation=walks)).eval()
     model.tokenizer = ByteTokenizer()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(omni, "load", lambda name: model)
+        named = {name: copy.copy(model) for name in ("tiny", "tiny-4step", "tiny-animate", "tiny-act")}
+        patch.setattr(omni, "load", named.__getitem__)
+        for what, name in (("animations", "tiny-animate"), ("rollouts", "tiny-act")):
+            patch.setattr(demo, what, partial(_with, getattr(demo, what), named[name]))
         patch.setattr(demo, "PICTURES_PER_CATEGORY", 1)
         patch.setattr(demo, "HOUR_MINUTES", 2)
         patch.setattr(demo_motion, "EXECUTED", 16)
@@ -67,8 +78,20 @@ def test_the_page_is_whole_and_self_contained(result, tmp_path):
     assert page.count("✗ wrong") == of - right
 
 
-def test_a_missing_model_is_one_line(capsys, monkeypatch, tmp_path):
+@pytest.mark.parametrize("role", ["model", "animator", "actor"])
+def test_a_missing_model_is_one_line_before_anything_is_done(capsys, monkeypatch, tmp_path, role):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    assert demo.main(["--model", "no/such/folder", "--out", str(tmp_path / "demo")]) == 1
+    monkeypatch.setattr(demo, "_documents", None)
+    assert demo.main([f"--{role}", "no/such/folder", "--out", str(tmp_path / "demo")]) == 1
     assert "no/such/folder" in capsys.readouterr().err
     assert not (tmp_path / "demo").exists()
+
+
+def test_a_missing_simulator_is_told_before_anything_is_done(capsys, monkeypatch, tmp_path):
+    def missing(name):
+        raise ValueError(f"the world {name!r} needs pymunk: pip install 'omni[robot]'")
+
+    monkeypatch.setattr(demo, "_documents", None)
+    monkeypatch.setattr(demo_motion, "world", missing)
+    assert demo.main(["--out", str(tmp_path / "demo")]) == 1
+    assert "needs pymunk" in capsys.readouterr().err

@@ -129,7 +129,7 @@ def generate(
     A row's last token is not fed. Closing the generator stops the loop between two tokens.
     """
     sampler = Sampler([row.params for row in rows], [row.prompt for row in rows])
-    active = [_Running(i, row) for i, row in enumerate(rows)]
+    active = [Running(i, row) for i, row in enumerate(rows)]
     while active:
         forced = [running.forced() for running in active]
         going = []
@@ -147,8 +147,8 @@ def generate(
         logits = step(torch.tensor([running.last for running in active], device=logits.device))
 
 
-class _Running:
-    """A row while it is generated."""
+class Running:
+    """A row while it is generated: what it has taken, its text, and whether it is done."""
 
     def __init__(self, index: int, row: Row) -> None:
         self.index = index
@@ -157,7 +157,13 @@ class _Running:
         self.count = 0
         self.text = StopText(row.stop)
 
+    @property
+    def left(self) -> int:
+        """Tokens that it may still take."""
+        return self.row.max_new_tokens - self.count
+
     def forced(self) -> int | None:
+        """The token that must come next, if one must."""
         return self.row.budget.force() if self.row.budget is not None else None
 
     def take(self, choice: Choice) -> Event:

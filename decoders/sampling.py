@@ -154,38 +154,49 @@ class Sampler:
         """
         if logits.dim() != 2 or logits.shape[0] != len(self.params):
             raise ValueError(f"logits must be ({len(self.params)}, vocabulary), not {tuple(logits.shape)}")
-        _check_finite(logits)
+        check_finite(logits)
         best = greedy(logits).tolist()  # of all rows at once: the usual case needs no more
         forced = forced or [None] * len(self.params)
         choices = []
-        for row, (params, must) in enumerate(zip(self.params, forced, strict=True)):
-            plain = params.temperature == 0 and not params.counts_tokens and not params.logit_bias
-            token = best[row] if plain else self._draw(row, logits[row])
-            token = token if must is None else must
-            self._answers[row].append(token)
-            choices.append(_choice(logits[row], token, params.logprobs))
+        for row, must in enumerate(forced):
+            token = best[row] if self.is_plain(row) else self._draw(row, logits[row])
+            choices.append(self.take(row, token if must is None else must, logits[row]))
         return choices
 
-    def _draw(self, row: int, logits: Tensor) -> int:
+    def is_plain(self, row: int) -> bool:
+        """Whether the row always takes the model's most likely token."""
         params = self.params[row]
-        uniform = float(torch.rand((), generator=self._generators[row], dtype=torch.float64))
+        return params.temperature == 0 and not params.counts_tokens and not params.logit_bias
+
+    def take(self, row: int, token: int, logits: Tensor) -> Choice:
+        """Note that the row has taken ``token``; what there is to say of it under the model's logits (v,)."""
+        self._answers[row].append(token)
+        return _choice(logits, token, self.params[row].logprobs)
+
+    def shaped(self, row: int, logits: Tensor, more: Sequence[int] = ()) -> Tensor:
+        """Logits (v,) that the row's draw is made of; ``more`` tokens count as its latest. Greedy: nothing is cut."""
+        params = self.params[row]
         logits = bias(logits, params.logit_bias)
         if params.counts_tokens:
-            logits = penalize(logits, *self._counts(row, logits), params)
+            logits = penalize(logits, *self._counts(row, logits, more), params)
         if params.temperature == 0:
-            return int(greedy(logits))
+            return logits
         logits = keep_top_k(logits / params.temperature, params.top_k)
-        logits = keep_min_p(keep_top_p(logits, params.top_p), params.min_p)
-        return int(draw(logits, uniform))
+        return keep_min_p(keep_top_p(logits, params.top_p), params.min_p)
 
-    def _counts(self, row: int, logits: Tensor) -> tuple[Tensor, Tensor]:
+    def uniform(self, row: int) -> float:
+        """The row's next number in [0, 1)."""
+        return float(torch.rand((), generator=self._generators[row], dtype=torch.float64))
+
+    def _draw(self, row: int, logits: Tensor) -> int:
+        uniform, logits = self.uniform(row), self.shaped(row, logits)
+        return int(greedy(logits) if self.params[row].temperature == 0 else draw(logits, uniform))
+
+    def _counts(self, row: int, logits: Tensor, more: Sequence[int]) -> tuple[Tensor, Tensor]:
         """How often each token is in the prompt and in the answer, (v,) each."""
-        v = logits.shape[-1]
-        counts = [torch.bincount(torch.tensor(ids, dtype=torch.int64), minlength=v)[:v] for ids in self._history(row)]
+        v, history = logits.shape[-1], (self._prompts[row], [*self._answers[row], *more])
+        counts = [torch.bincount(torch.tensor(ids, dtype=torch.int64), minlength=v)[:v] for ids in history]
         return counts[0].to(logits.device), counts[1].to(logits.device)
-
-    def _history(self, row: int) -> tuple[list[int], list[int]]:
-        return self._prompts[row], self._answers[row]
 
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with these rows only."""
@@ -203,7 +214,7 @@ def _generator(params: SamplingParams) -> torch.Generator:
     return generator
 
 
-def _check_finite(logits: Tensor) -> None:
+def check_finite(logits: Tensor) -> None:
     best = logits.amax(dim=-1)
     if bool(best.isnan().any() | best.isinf().any()):
         row = int((best.isnan() | best.isinf()).nonzero()[0])

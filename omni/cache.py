@@ -8,7 +8,8 @@
 ``fork(n)`` copies every row n times (samples, guidance branches, drafts). ``begin`` opens a window; what is fed after
 it can be cut back to its first ``accepted`` tokens per row with ``commit`` or undone with ``rollback``. Keys are cut by
 length; a recurrent state cannot be cut, so a slot keeps the state at ``begin`` and the window's inputs, and replays the
-accepted ones step by step: exactly the arithmetic of plain decoding.
+accepted ones step by step: exactly the arithmetic of plain decoding. Or, if asked, it reads the window step by step and
+keeps the state behind every token: more memory, nothing to replay.
 """
 
 import itertools
@@ -88,6 +89,7 @@ class MambaSlot:
     ssm: Tensor
     window: list | None = None  # (xBC (b, n, c), dt (b, n, h), step) of every call since ``begin``
     saved: tuple[Tensor, Tensor] | None = None
+    snapshots: list[tuple[Tensor, Tensor]] | None = None  # the states behind each token of the window, if kept
 
     def tensors(self) -> dict[str, Tensor]:
         return {"conv": self.conv, "ssm": self.ssm}
@@ -95,12 +97,21 @@ class MambaSlot:
     def map(self, change: Callable[[Tensor], Tensor]) -> "MambaSlot":
         return MambaSlot(change(self.conv), change(self.ssm))
 
-    def begin(self) -> None:
+    def begin(self, snapshots: bool) -> None:
         self.saved = (self.conv.clone(), self.ssm.clone())
-        self.window = []
+        self.window, self.snapshots = [], [] if snapshots else None
 
     def commit(self, accepted: Tensor, least: int, most: int) -> None:
-        """Replay the first ``accepted`` (b,) tokens of the window from the state at ``begin``."""
+        """The states behind the first ``accepted`` (b,) tokens of the window."""
+        if self.snapshots is None:
+            self._replay(accepted, least, most)
+        else:
+            rows = torch.arange(len(accepted), device=accepted.device)
+            found = (torch.stack(states)[accepted, rows] for states in zip(self.saved, *self.snapshots, strict=True))
+            self.conv, self.ssm = found
+        self.window = self.saved = self.snapshots = None
+
+    def _replay(self, accepted: Tensor, least: int, most: int) -> None:
         self.conv, self.ssm = self.saved
         for i, (xbc, dt, step) in enumerate(itertools.islice(self._fed(), most)):
             if i < least:
@@ -110,7 +121,6 @@ class MambaSlot:
             keep = (i < accepted)[:, None, None]
             self.conv = torch.where(keep, conv, self.conv)
             self.ssm = torch.where(keep[..., None], ssm, self.ssm)
-        self.window = self.saved = None
 
     def _fed(self) -> Iterator[tuple[Tensor, Tensor, Callable]]:
         """Token by token what the window was fed: xBC (b, c), dt (b, h), step."""
@@ -217,14 +227,16 @@ class Cache:
         """Only ``rows`` (int64), in that order."""
         return self._map(lambda t: t.index_select(0, rows))
 
-    def begin(self) -> None:
-        """Open a window: what is fed from here on can be cut back."""
+    def begin(self, snapshots: bool = False) -> None:
+        """Open a window: what is fed from here on can be cut back, by replay or with ``snapshots`` of the states."""
+        if snapshots and torch.is_grad_enabled():
+            raise CacheError("snapshots are kept without gradients only")
         if self._opened is not None:
             raise CacheError("a window is open already; commit or roll back first")
         self._opened = self.lengths.clone()
         for slot in self.slots:
             if isinstance(slot, MambaSlot):
-                slot.begin()
+                slot.begin(snapshots)
 
     @property
     def in_window(self) -> bool:

@@ -88,7 +88,7 @@ def build_parser() -> Parser:
 def _common(model: str | None) -> Parser:
     common = Parser(add_help=False)
     options = common.add_argument_group("common options")
-    default = model or "the task's"
+    default = model or "what has learnt the task"
     options.add_argument("--model", default=model, help=f"shipped name, local folder or hub id (default: {default})")
     options.add_argument("--seed", type=whole(0, 2**63 - 1), default=0, help="makes the run repeatable (default: 0)")
     options.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: auto)")
@@ -214,6 +214,13 @@ def _chat_arguments(parser: Parser) -> None:
     parser.add_argument("--temperature", type=number(0, 10), help="0 is greedy (default: the checkpoint's own)")
     parser.add_argument("--top-p", type=number(0, 1), help="(default: the checkpoint's own)")
     parser.add_argument("--thinking", action=argparse.BooleanOptionalAction, help="let the model reason first")
+    parser.add_argument(
+        "--drafts",
+        type=whole(0, 32),
+        default=0,
+        metavar="N",
+        help="tokens that the model's prediction block drafts at most, to be read in one pass (default: 0, none)",
+    )
 
 
 def _chat(args: Arguments) -> Any:
@@ -230,6 +237,7 @@ def _chat(args: Arguments) -> Any:
         "top_p": args.top_p,
         "thinking": args.thinking,
         "seed": args.seed,
+        "drafts": args.drafts,
     }
     messages = [{"role": "system", "content": args.system}] if args.system else []
     if not args.message:
@@ -311,7 +319,7 @@ def _eval(args: Arguments) -> Any:
         raise UsageError(f"{args.task}: {error}") from None
     if "device" in TASKS[args.task].options:
         options.setdefault("device", args.device)
-    args.model = args.model or TASKS[args.task].model
+    args.model = TASKS[args.task].model if args.model is None else args.model
     own = {"data": args.data, "journal": _journal(args)}
     model = load(args) if TASKS[args.task].needs_model else None
     report = evaluate(args.task, model, count=args.count, seed=args.seed, **own, **options)

@@ -104,6 +104,17 @@ class Omni(nn.Module):
         ``seen`` and ``heard`` may hold the tokens of media where they were encoded already, in the order of
         ``inputs.pixels`` and ``inputs.sounds``, as :meth:`see_all` and :meth:`hear` give them.
         """
+        return self.read_both(inputs, cache, seen, heard, last)[1]
+
+    def read_both(
+        self,
+        inputs: Tensor | Inputs,
+        cache: Cache | None = None,
+        seen: Sequence[Tensor] | None = None,
+        heard: Sequence[Tensor] | None = None,
+        last: int | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Embeddings (b, n, d), media's tokens among them, and what :meth:`read` makes of them."""
         inputs = self._as_inputs(inputs)
         self._check_ids(inputs.input_ids)
         x = self.embed(inputs.input_ids)
@@ -113,7 +124,7 @@ class Omni(nn.Module):
             positions = self._positions_of(places, inputs, cache)
             heard = self.hear(inputs.sounds) if heard is None else heard
             x, added = self._pour(x, places, self._seen(inputs, seen), heard)
-        return self.context(
+        return x, self.context(
             x, cache=cache, mask=inputs.mask, segments=inputs.segments, positions=positions, added=added, last=last
         )
 

@@ -3,7 +3,8 @@
     messages ──> model.prepare ──> chunks ──> model.logits ──> generate ──> ReplyParser ──> Delta ... Reply
                                       └── the last conversation's cache, where the new prompt continues it
 
-A list of conversations is a batch: its rows get the answers that they would get alone.
+A list of conversations is a batch: its rows get the answers that they would get alone. With ``drafts`` several tokens
+are written at a time (:mod:`omni.decoders.speculative`).
 """
 
 import dataclasses
@@ -16,8 +17,10 @@ import torch
 from omni.decoders.autoregressive import Event, Row, generate
 from omni.decoders.budget import ReasoningBudget
 from omni.decoders.sampling import SamplingParams
+from omni.decoders.speculative import Acceptance, DraftLength, speculate
 from omni.inputs import Inputs
 from omni.model import Omni
+from omni.pipelines.drafting import ROLLBACKS, DraftingReader, draft_cost
 from omni.pipelines.reader import CHUNK, Kept, Reader
 from omni.pipelines.replies import BEGIN, END, Part, ReplyParser, ToolCall
 from omni.tokenizers.text import StreamDecoder
@@ -30,6 +33,7 @@ class Usage:
     prompt_tokens: int
     completion_tokens: int
     reused_tokens: int = 0  # of the prompt, that were in the cache already
+    drafts: Acceptance | None = None  # None: every token had a pass of its own
 
 
 @dataclass(frozen=True)
@@ -82,15 +86,22 @@ class Reply:
 
 
 class Chat:
-    """``Chat(model)(messages) -> Reply``. ``chunk`` bounds the tokens of a prompt that are read at once."""
+    """``Chat(model)(messages) -> Reply``. ``chunk`` bounds the tokens of a prompt that are read at once.
 
-    def __init__(self, model: Omni, chunk: int = CHUNK) -> None:
+    ``rollback`` is for drafts that do not hold: "replay" the recurrent states of those that do, or keep a "snapshot"
+    behind each, which takes more memory.
+    """
+
+    def __init__(self, model: Omni, chunk: int = CHUNK, rollback: str = "replay") -> None:
         if model.tokenizer is None:
             raise ValueError("this model was loaded without a tokenizer; a chat needs one")
         if chunk < 1:
             raise ValueError(f"chunk is {chunk}; it must be at least 1")
+        if rollback not in ROLLBACKS:
+            raise ValueError(f"rollback is {rollback!r}; known: {', '.join(ROLLBACKS)}")
         self.model = model
         self.chunk = chunk
+        self.rollback = rollback
         self._kept: Kept | None = None
 
     @classmethod
@@ -113,6 +124,8 @@ class Chat:
         stop: str | Sequence[str] = (),
         stream: bool = False,
         media: dict[str, Any] | None = None,
+        drafts: int = 0,
+        adaptive: bool = True,
         **sampling: Any,
     ) -> Reply | list[Reply] | Iterator[Delta]:
         """Answer one conversation, or a list of them.
@@ -127,6 +140,10 @@ class Chat:
             stop: strings that end the answer; they are not part of it.
             stream: give an iterator of :class:`Delta` instead.
             media: how videos are looked at: ``fps``, ``max_frames`` and ``pruning`` of :func:`omni.prepare.prepare`.
+            drafts: tokens that the model's prediction block drafts at most before the model reads them in one pass:
+                the answer stays what it is (greedy), or its distribution does. A seed draws another answer with than
+                without. 0: none.
+            adaptive: draft fewer where few hold.
             sampling: fields of ``SamplingParams`` (temperature, top_p, top_k, min_p, penalties, logit_bias,
                 logprobs); default: the checkpoint's own.
 
@@ -135,6 +152,7 @@ class Chat:
         batched = bool(messages) and isinstance(messages[0], list)
         conversations = messages if batched else [messages]
         params = self._params(len(conversations), seed, sampling)
+        length = self._length(drafts, adaptive)
         thinking = True if thinking is None and budget is not None else thinking
         with torch.inference_mode():
             inputs = self.model.prepare(conversations, thinking=thinking, tools=tools, **(media or {}))
@@ -148,7 +166,7 @@ class Chat:
             decoder = StreamDecoder(self.model.tokenizer, special=True)
             rows.append(Row(one, decoder, limit, self._ends(), stops, ids, control))
             parsers.append(ReplyParser(opened, _offered(tools, conversation)))
-        deltas = self._deltas(inputs, rows, parsers)
+        deltas = self._deltas(inputs, rows, parsers, length)
         if stream:
             return deltas
         replies = _collect(deltas, rows)
@@ -178,6 +196,13 @@ class Chat:
             )
         return limit
 
+    def _length(self, drafts: int, adaptive: bool) -> DraftLength | None:
+        if not drafts:
+            return None
+        if self.model.mtp is None:
+            raise ValueError(f"drafts is {drafts}, but this model has no block that predicts further tokens (mtp)")
+        return DraftLength(drafts, draft_cost(self.model) if adaptive else None)
+
     def _ends(self) -> frozenset[int]:
         ends = [self.model.tokenizer.special.get("eos", []), self.model.config.special_tokens.get("eos", [])]
         return frozenset(i for end in ends for i in (end if isinstance(end, list) else [end]))
@@ -193,24 +218,34 @@ class Chat:
 
     # -- the answer --------------------------------------------------------------------------------------
 
-    def _deltas(self, inputs: Inputs, rows: list[Row], parsers: list[ReplyParser]) -> Iterator[Delta]:
-        reader = Reader(self.model, inputs, self._reusable(inputs), rows[0].max_new_tokens)
-        logits = reader.read(self.chunk)
+    def _deltas(
+        self, inputs: Inputs, rows: list[Row], parsers: list[ReplyParser], length: DraftLength | None
+    ) -> Iterator[Delta]:
+        kept, room = self._reusable(inputs, length is not None), rows[0].max_new_tokens
+        drafts = [Acceptance() if length else None for _ in rows]
+        if length is None:
+            reader = Reader(self.model, inputs, kept, room)
+            events = generate(reader.read(self.chunk), rows, reader.step, reader.keep)
+        else:
+            reader = DraftingReader(self.model, inputs, kept, room, self.rollback)
+            events = speculate(reader.read(self.chunk), rows, reader, length, drafts)
         counts = [0] * len(rows)
         try:
-            for event in generate(logits, rows, reader.step, reader.keep):
-                counts[event.row] += 1
-                usage = Usage(len(rows[event.row].prompt), counts[event.row], reader.reused)
-                yield from self._read_event(event, parsers[event.row], usage)
+            for event in events:
+                row = event.row
+                counts[row] += 1
+                usage = Usage(len(rows[row].prompt), counts[row], reader.reused, drafts[row])
+                yield from self._read_event(event, parsers[row], usage)
         finally:
-            if len(rows) == 1:
-                self._kept = Kept(inputs, reader.fed, reader.cache)
+            if len(rows) == 1 and reader.settled:
+                self._kept = Kept(inputs, reader.fed, reader.cache, reader.drafts())
 
-    def _reusable(self, inputs: Inputs) -> Kept | None:
+    def _reusable(self, inputs: Inputs, drafting: bool) -> Kept | None:
         """The cache of the last conversation, if this one continues it. It is given away: the answer changes it."""
         kept, self._kept = self._kept, None
-        single = inputs.input_ids.shape[0] == 1
-        return kept if kept is not None and single and kept.begins(inputs) else None
+        if kept is None or inputs.input_ids.shape[0] != 1 or (drafting and kept.drafts is None):
+            return None
+        return kept if kept.begins(inputs) else None
 
     def _read_event(self, event: Event, parser: ReplyParser, usage: Usage) -> Iterator[Delta]:
         """An event as deltas; those of the row's last event end with the finish reason."""

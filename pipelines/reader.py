@@ -19,6 +19,13 @@ RESERVE = 1024  # tokens of room made beforehand; longer answers make the cache 
 LONG = 4  # chunks from which on a progress bar is shown
 
 
+class Drafts(NamedTuple):
+    """What drafts go on from: the prediction block's cache, and the trunk's last hidden state (1, 1, d)."""
+
+    block: Cache
+    hidden: Tensor
+
+
 @dataclass
 class Kept:
     """A conversation's tokens and media, and the cache that has read them."""
@@ -26,6 +33,7 @@ class Kept:
     inputs: Inputs
     ids: list[int]
     cache: Cache
+    drafts: Drafts | None = None
 
     def begins(self, inputs: Inputs) -> bool:
         """Whether ``inputs`` (one row) is these tokens and more."""
@@ -101,6 +109,15 @@ class Reader:
     @torch.inference_mode()
     def keep(self, rows: Tensor) -> None:
         self.cache = self.cache.select(rows)
+
+    @property
+    def settled(self) -> bool:
+        """Whether nothing was broken off half read."""
+        return not self.cache.in_window
+
+    def drafts(self) -> Drafts | None:
+        """What a drafting reader needs to go on; a plain one knows nothing of it."""
+        return None
 
 
 class _Unit(NamedTuple):

@@ -44,7 +44,9 @@ class Mamba(nn.Module):
         dt = self._step_size(dt, layout)
         if slot is not None and layout.recording:
             slot.window.append((xbc, dt, self._advance))
-        if slot is not None and layout.n == 1 and layout.lengths is None and not torch.is_grad_enabled():
+        if slot is not None and layout.recording and slot.snapshots is not None:
+            y = self._one_by_one(xbc, dt, slot)
+        elif slot is not None and layout.n == 1 and layout.lengths is None and not torch.is_grad_enabled():
             y = self._one(xbc[:, 0], dt[:, 0], slot)[:, None]
         else:
             y = self._many(xbc, dt, layout, slot, context)
@@ -90,6 +92,14 @@ class Mamba(nn.Module):
         x, B, C = self._split(mixed)
         y, slot.ssm = scan_step(x, dt, self._a(dt.dtype), B, C, self.D.to(dt.dtype), slot.ssm)
         return y.flatten(1)
+
+    def _one_by_one(self, xbc: Tensor, dt: Tensor, slot: MambaSlot) -> Tensor:
+        """Many tokens, with a snapshot of the states behind each. (b, n, c), (b, n, h) -> (b, n, h p)"""
+        found = []
+        for i in range(xbc.shape[1]):
+            found.append(self._one(xbc[:, i], dt[:, i], slot))
+            slot.snapshots.append((slot.conv.clone(), slot.ssm.clone()))
+        return torch.stack(found, dim=1)
 
     @torch.no_grad()
     def _advance(self, xbc: Tensor, dt: Tensor, conv: Tensor, ssm: Tensor) -> tuple[Tensor, Tensor]:

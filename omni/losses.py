@@ -14,9 +14,25 @@ def next_token(logits: Tensor, labels: Tensor) -> Tensor:
     logits (b, n, v), labels (b, n) the tokens themselves, ``IGNORED`` where nothing is to be predicted. Zero when every
     label is ignored.
     """
-    targets = labels[:, 1:].flatten()
-    summed = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), targets, ignore_index=IGNORED, reduction="sum")
+    return tokens(logits[:, :-1], labels[:, 1:])
+
+
+def tokens(logits: Tensor, targets: Tensor) -> Tensor:
+    """Mean cross-entropy of logits (b, n, v) at ``targets`` (b, n), without those that are ``IGNORED``; else zero."""
+    targets = targets.flatten()
+    summed = F.cross_entropy(logits.flatten(0, 1).float(), targets, ignore_index=IGNORED, reduction="sum")
     return summed / (targets != IGNORED).sum().clamp(min=1)
+
+
+def forward_kl(logits: Tensor, taught: Tensor, where: Tensor, temperature: float = 1.0) -> Tensor:
+    """Mean divergence KL(taught || own) of distributions over the last axis, at places ``where`` (b, n); else zero.
+
+    logits and taught (b, n, v), both divided by the temperature; its square keeps the gradient's size (Hinton et al.,
+    arXiv 1503.02531).
+    """
+    own, wanted = (x.float().div(temperature).log_softmax(dim=-1) for x in (logits, taught))
+    divergence = (wanted.exp() * (wanted - own)).sum(dim=-1)
+    return temperature**2 * (divergence * where).sum() / where.sum().clamp(min=1)
 
 
 def flow(

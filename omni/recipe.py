@@ -129,6 +129,25 @@ class TalkPlan:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PredictPlan:
+    """The prediction block's part in every text that is learnt: ``depth`` steps ahead, which share ``weight``.
+
+    ``boost``: it learns the trunk's own distributions at a ``temperature``, not the tokens. The trunk must be frozen.
+    """
+
+    depth: int = 2
+    weight: float = 0.3
+    boost: bool = False
+    temperature: float = 2.0
+
+    def __post_init__(self) -> None:
+        _check(self, "depth", 1, 32, whole=True)
+        _check(self, "weight", 0)
+        _check(self, "temperature", 1e-3, 1e3)
+        _require(isinstance(self.boost, bool), f"PredictPlan.boost is {self.boost!r}; it must be true or false")
+
+
+@dataclass(frozen=True, kw_only=True)
 class SensePlan:
     """Clips, recordings, films or still pictures: ``size`` rows with up to ``questions`` each.
 
@@ -381,6 +400,7 @@ class Recipe:
     batch_scale: float = 1.0  # multiplies the size of every plan
     family: str | None = None  # layout of the exported folder; None: that of the folder that ``model`` names, or "omni"
     metadata: dict[str, Any] = field(default_factory=dict)
+    predict: PredictPlan | None = None  # of the block that drafts
 
     def __post_init__(self) -> None:
         _require(len(self.stages) > 0, "a recipe needs at least one stage")
@@ -392,6 +412,9 @@ class Recipe:
         _check(self, "batch_scale", 1e-6, 1e6)
         _check(self, "weight_decay", 0)
         _check(self, "clip", 0)
+        if self.predict is not None and self.predict.boost:
+            learnt = sorted({"embed", "context"} - set(self.frozen))
+            _require(not learnt, f"predict.boost leaves the trunk as it is; frozen lacks {learnt}")
         walks = {stage.distil.levels if stage.distil else None for stage in self.stages}
         _require(len(walks) < 2, f"the levels of distil must be the same in all stages, not {walks}")
 
@@ -436,6 +459,8 @@ def load_recipe(path: str | Path, preset: str | None = None, overrides: dict[str
     stages = plain.get("stages", [])
     _require(isinstance(stages, list), f"stages is {stages!r}; it must be a list")
     plain["stages"] = tuple(_stage(stage) for stage in stages)
+    if plain.get("predict") is not None:
+        plain["predict"] = _build(PredictPlan, plain["predict"])
     plain = {k: tuple(v) if k in ("betas", "frozen") and isinstance(v, list) else v for k, v in plain.items()}
     return _build(Recipe, plain)
 

@@ -71,6 +71,7 @@ from omni.recipe import (
 )
 from omni.tokenizers.bytes import ByteTokenizer
 from omni.tokenizers.latent import PixelCodec
+from omni.training_drafts import DraftLosses
 from omni.training_models import Source, check_plans, is_preset, learn_embodiments, opened
 from omni.training_parts import Average, Linker, Pointer, load_weights
 from omni.training_steps import Steps, encoding
@@ -116,6 +117,7 @@ class OmniTraining(L.LightningModule):
         self.distillation = Distillation(model, source is not None) if recipe.levels else None
         self.ema = Average(model, recipe.ema)
         self.pointer, self.asker, self.linker = Pointer(model), Pointer(model, before=1), Linker(model)
+        self.drafts = DraftLosses(model, recipe.predict)
         self._check_pointer()
         for part in self._frozen():
             part.requires_grad_(False)
@@ -187,7 +189,8 @@ class OmniTraining(L.LightningModule):
 
     def talk_losses(self, plan: TalkPlan, batch: TalkBatch) -> dict[str, tuple[float, Tensor]]:
         hidden = self.model.read(Inputs(batch.input_ids, segments=batch.segments))
-        return {"talk": (plan.weight, losses.next_token(self.model.predict(hidden), batch.labels))}
+        said = {"talk": (plan.weight, losses.next_token(self.model.predict(hidden), batch.labels))}
+        return said | self.drafts.parts("talk", batch.labels, batch.segments)
 
     def animate_losses(self, plan: AnimatePlan, batch: RolloutBatch) -> dict[str, tuple[float, Tensor]]:
         context, _ = read_prompts(self.model, batch.input_ids, batch.mask)
@@ -274,7 +277,8 @@ class OmniTraining(L.LightningModule):
         """Next tokens of the answers and of what is told before them, which is longer: a mean of each."""
         logits = self.model.predict(hidden)
         parts = {kind: labels.masked_fill(told, losses.IGNORED), f"{kind}_told": labels.where(told, losses.IGNORED)}
-        return {name: (weight, losses.next_token(logits, own)) for name, own in parts.items()}
+        said = {name: (weight, losses.next_token(logits, own)) for name, own in parts.items()}
+        return said | self.drafts.parts(kind, labels)
 
     def _row_losses(self, weight: float, hidden: Tensor, batch: ReadBatch) -> dict:
         """In which row of its table each token of a transcription is, as either attention that is asked is given it.

@@ -66,6 +66,7 @@ LEVELS = {
     "omni.training_parts": 7,
     "omni.training_callbacks": 8,
     "omni.training_steps": 8,
+    "omni.training_drafts": 8,
     "omni.training_student": 8,
     "omni.training_worlds": 8,
     "omni.cli_tools": 8,

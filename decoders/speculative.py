@@ -201,7 +201,7 @@ class _Drafted:
     def _judge(self, row: int, i: int, logits: Tensor, best: int) -> tuple[int, bool]:
         """The token at place i, and whether it is its draft."""
         sampler, drafts = self.sampler, self.tokens[row]
-        draft = drafts[i] if i < len(drafts) else None
+        draft = drafts[i] if i < min(len(drafts), self.room[row]) else None
         if sampler.is_plain(row):
             return best, best == draft
         shaped = sampler.shaped(row, logits)

@@ -104,27 +104,35 @@ class Omni(nn.Module):
         ``seen`` and ``heard`` may hold the tokens of media where they were encoded already, in the order of
         ``inputs.pixels`` and ``inputs.sounds``, as :meth:`see_all` and :meth:`hear` give them.
         """
-        return self.read_both(inputs, cache, seen, heard, last)[1]
+        inputs = self._as_inputs(inputs)
+        return self._through(inputs, self._embedded(inputs, cache, seen, heard), cache, last)
 
-    def read_both(
-        self,
-        inputs: Tensor | Inputs,
-        cache: Cache | None = None,
-        seen: Sequence[Tensor] | None = None,
-        heard: Sequence[Tensor] | None = None,
-        last: int | None = None,
-    ) -> tuple[Tensor, Tensor]:
+    def read_both(self, inputs: Tensor | Inputs, cache: Cache | None = None) -> tuple[Tensor, Tensor]:
         """Embeddings (b, n, d), media's tokens among them, and what :meth:`read` makes of them."""
         inputs = self._as_inputs(inputs)
+        embedded = self._embedded(inputs, cache)
+        return embedded.tokens, self._through(inputs, embedded, cache, None)
+
+    def _embedded(
+        self,
+        inputs: Inputs,
+        cache: Cache | None,
+        seen: Sequence[Tensor] | None = None,
+        heard: Sequence[Tensor] | None = None,
+    ) -> "_Embedded":
         self._check_ids(inputs.input_ids)
         x = self.embed(inputs.input_ids)
-        positions, added = None, {}
-        if inputs.has_media:
-            places = self._find_media(inputs)
-            positions = self._positions_of(places, inputs, cache)
-            heard = self.hear(inputs.sounds) if heard is None else heard
-            x, added = self._pour(x, places, self._seen(inputs, seen), heard)
-        return x, self.context(
+        if not inputs.has_media:
+            return _Embedded(x, None, {})
+        places = self._find_media(inputs)
+        positions = self._positions_of(places, inputs, cache)
+        heard = self.hear(inputs.sounds) if heard is None else heard
+        x, added = self._pour(x, places, self._seen(inputs, seen), heard)
+        return _Embedded(x, positions, added)
+
+    def _through(self, inputs: Inputs, embedded: "_Embedded", cache: Cache | None, last: int | None) -> Tensor:
+        x, positions, added = embedded
+        return self.context(
             x, cache=cache, mask=inputs.mask, segments=inputs.segments, positions=positions, added=added, last=last
         )
 
@@ -344,6 +352,14 @@ class Omni(nn.Module):
         low, high = torch.stack(torch.aminmax(ids)).tolist()  # one wait for the device, not two
         if low < 0 or high >= self.config.vocab_size:
             raise ValueError(f"token ids run from {low} to {high}; the vocabulary has {self.config.vocab_size}")
+
+
+class _Embedded(NamedTuple):
+    """What the context tower is given."""
+
+    tokens: Tensor  # (b, n, d)
+    positions: Tensor | None  # (3, b, n); None: each token's index
+    added: dict[int, Tensor]  # layer -> (b, n, d) that is added behind it
 
 
 class _Places(NamedTuple):

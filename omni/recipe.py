@@ -1,6 +1,7 @@
 """Training recipes: what is shown, for how long and how fast, as YAML checked into frozen dataclasses."""
 
 import dataclasses
+import math
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
@@ -368,6 +369,14 @@ class Stage:
         _check(self, "steps", 1, whole=True)
         _check(self, "lr", 1e-12, 1e3)
         _check(self, "final_lr", 0, 1e3)
+        period = math.lcm(*(getattr(self, kind).every for kind in PLANS if getattr(self, kind) is not None))
+        idle = next((step for step in range(min(period, self.steps)) if not self.due(step)), None)
+        _require(idle is None, f"stage {self.name!r} has nothing to learn in its step {idle}; let a plan be due there")
+
+    def due(self, step: int) -> list[str]:
+        """Kinds of batches at ``step`` of the stage: those of one pace are not all in the same steps."""
+        plans = [(i, kind, getattr(self, kind)) for i, kind in enumerate(PLANS)]
+        return [kind for i, kind, plan in plans if plan is not None and (step + i) % plan.every == 0]
 
     def rate(self, step: int) -> float:
         """Learning rate at ``step`` of the stage."""
@@ -398,6 +407,7 @@ class Recipe:
     save_every: int = 100
     probe_every: int = 200
     batch_scale: float = 1.0  # multiplies the size of every plan
+    fresh: float = 1.0  # share of the rollouts of worlds that no step had before; the others are shown again
     family: str | None = None  # layout of the exported folder; None: that of the folder that ``model`` names, or "omni"
     metadata: dict[str, Any] = field(default_factory=dict)
     predict: PredictPlan | None = None  # of the block that drafts
@@ -409,6 +419,7 @@ class Recipe:
         for name in ("seed", "threads", "workers"):
             _check(self, name, 0, whole=True)
         _check(self, "ema", 0, 1)
+        _check(self, "fresh", 0, 1)
         _check(self, "batch_scale", 1e-6, 1e6)
         _check(self, "weight_decay", 0)
         _check(self, "clip", 0)

@@ -15,12 +15,11 @@ from omni.data.documents import SIZES
 from omni.data.rollout import FRAMES
 from omni.data.senses import SENSES as SENSE_BATCHES
 from omni.data.senses import SenseBatch
-from omni.data.worlds import PART_ROWS, RolloutBatch, act_batch, animate_batch
+from omni.data.worlds import KEPT, PART_ROWS, STILL_ROWS, RolloutBatch, act_batch, animate_batch
 from omni.model import Omni
 from omni.recipe import (
     MODES,
     OF_DATASETS,
-    PLANS,
     SENSES,
     ActPlan,
     AnimatePlan,
@@ -58,11 +57,9 @@ class Steps(IterableDataset):
         seed = self.recipe.seed * 1_000_003 + step
         scale = self.recipe.batch_scale
         made = {}
-        for i, kind in enumerate(PLANS):
-            plan = getattr(stage, kind)
-            if plan is not None and (inner + i) % plan.every == 0:  # not all kinds in the same steps
-                make = self._sense if kind in SENSES else getattr(self, f"_{kind}")
-                made[kind] = (plan, make(seed, scaled(plan, scale), **({"kind": kind} if kind in SENSES else {})))
+        for kind in stage.due(inner):
+            plan, make = getattr(stage, kind), self._sense if kind in SENSES else getattr(self, f"_{kind}")
+            made[kind] = (plan, make(seed, scaled(plan, scale), **({"kind": kind} if kind in SENSES else {})))
         return made
 
     def _sense(self, seed: int, plan: SensePlan, kind: str) -> SenseBatch:
@@ -100,7 +97,8 @@ class Steps(IterableDataset):
             sound, group = False, look.randrange((FRAMES - 1) // self.encoding.unit)
         more = {"kinds": plan.kinds, "sound": sound, "group": group, "free": plan.free, "drop": plan.drop}
         size = plan.size * (1 if group is None else PART_ROWS)
-        return animate_batch(self._own(seed), size, self.encoding, **more)
+        again = self._again(seed, "all", plan.size * (1 + plan.part * (PART_ROWS - 1)))
+        return animate_batch(self._own(seed), size, self.encoding, again=again, **more)
 
     def _act(self, seed: int, plan: ActPlan) -> RolloutBatch:
         still = Random(f"still {seed}").random() < plan.still  # the same in every process
@@ -114,7 +112,25 @@ class Steps(IterableDataset):
         more = {"worlds": plan.worlds, "modes": plan.modes, "still": still, "group": group}
         more |= {"shaken": plan.shaken, "driven": plan.driven, "drop": plan.drop}
         size = plan.size * (1 if group is None else PART_ROWS)
-        return act_batch(self._own(seed), size, self.encoding, **more)
+        if still:
+            again = self._again(seed, "still", plan.still * size * STILL_ROWS)
+        elif group is None:
+            again = self._again(seed, "whole", (1 - plan.still) * (1 - plan.part) * size)
+        else:
+            again = self._again(seed, "part", (1 - plan.still) * plan.part * size)
+        return act_batch(self._own(seed), size, self.encoding, again=again, **more)
+
+    def _again(self, seed: int, form: str, rows: float) -> list[str] | None:
+        """Names of the rollouts that this process has at hand in a step, where they are shown more than once.
+
+        ``rows``: how many of this form a step shows on average; by the share of them that is new the names move on.
+        """
+        if self.recipe.fresh == 1:
+            return None
+        lanes = max(1, self.recipe.workers)  # a worker has what it has made itself
+        turn, lane = divmod(seed - self.recipe.seed * 1_000_003, lanes)
+        first = int(turn * rows * self.recipe.fresh)
+        return [f"{self.recipe.seed} {self.part} {lane} {form} {i}" for i in range(first, first + KEPT)]
 
     def _distil(self, seed: int, plan: DistilPlan) -> DrawBatch:
         return draw_batch(self._own(seed), plan.size, self.encoding, 0.0, plan.mixture, plan.full)

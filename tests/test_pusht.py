@@ -137,6 +137,9 @@ def test_episodes_tell_disturbances(monkeypatch):
     monkeypatch.setattr(pusht_expert, "LONGEST", 40)
     monkeypatch.setattr(pusht_expert, "WANDERS", 0.05)
     monkeypatch.setattr(pusht_expert, "NUDGES", 0.1)
+    monkeypatch.setattr(pusht_expert, "SHAKES", 0.1)
+    shaken = []
+    monkeypatch.setattr(pusht_expert, "shake", lambda state, rng: shaken.append(state) or shake(state, rng))
     episode = play(3)
     assert episode.states.shape == (41, 5)
     assert episode.actions.shape == (40, 2)
@@ -150,6 +153,9 @@ def test_episodes_tell_disturbances(monkeypatch):
     jumps = np.abs(np.diff(episode.states[:, 2:4], axis=0)).max(axis=1) > 30  # more than a push can do in a step
     assert jumps.any()
     assert not episode.expert[jumps].any()
+    at = [int(np.abs(episode.states[:-1] - state).sum(axis=1).argmin()) for state in shaken]
+    assert len(at) > 1
+    assert not episode.expert[at].any(), "a step in which things are shaken is not the expert's"
     again = play(3)
     assert np.array_equal(again.states, episode.states)
     assert np.array_equal(again.expert, episode.expert)

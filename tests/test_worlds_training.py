@@ -1,7 +1,7 @@
 """Training on videos, sounds and actions with a micro system: batches, masks, losses that fall, exact resumption."""
 
 import math
-from functools import partial
+from functools import lru_cache, partial
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ import torch
 import yaml
 from micro import CODEC_LATENT, MICRO
 
-from omni import families, training, training_worlds
+from omni import families, training, training_steps, training_worlds
 from omni.config import ActionConfig, ConfigError, Embodiment, Normalizer, replace
 from omni.data import HELD_OUT_SEEDS, TRAIN_SEEDS, worlds
 from omni.data.motion import KINDS
@@ -175,6 +175,29 @@ def test_a_share_of_rollouts_is_played_on(words, recipe, monkeypatch):
     stage = replace(load_recipe(recipe).stages[0], animate=None, act=plan)
     Steps(replace(load_recipe(recipe), stages=(stage,)), words).batches(0)
     assert set(seen) == {("pusht", "recorded"), ("pusht", "shaken"), ("omni_arm", "recorded")}
+
+
+def test_rollouts_are_shown_again_with_others_that_are_new(words, recipe, monkeypatch):
+    """Each worker draws from its own, which move on by the share that is new; another noise comes with the step."""
+    made = []
+    for world in worlds.ROBOTS:
+        monkeypatch.setitem(worlds.ROBOTS, world, lambda seed, *_: made.append(seed) or dot(seed % 1000))
+    monkeypatch.setattr(training_steps, "KEPT", 12)
+    monkeypatch.setattr(worlds, "_acting_again", lru_cache(100)(worlds._acting))
+    plan = ActPlan(size=8, still=0.5, part=0.5, drop=0.0)
+    stage = replace(load_recipe(recipe).stages[0], animate=None, act=plan)
+    steps = Steps(replace(load_recipe(recipe), stages=(replace(stage, steps=1000),), fresh=0.25, workers=2), words)
+    rows = [len(steps.batches(step)["act"][1].frames) for step in range(0, 60, 2)]
+    first = set(made)
+    assert set(rows) == {8, 16, 32}, "all, groups, and first frames"
+    assert len(made) == len(first) < 0.5 * sum(rows), "none is made twice"
+    expected = 3 * 12 + 30 * 0.25 * (0.5 * 32 + 0.25 * 16 + 0.25 * 8)
+    assert 0.6 * expected < len(made) < 1.1 * expected
+    assert torch.equal(steps.batches(58)["act"][1].frames, steps.batches(58)["act"][1].frames)
+    steps.batches(59)
+    assert not set(made[len(first) :]) & first, "another worker's"
+    moving = [worlds.animate_batch(seed, 6, words, drop=0.0, again=["a", "b"]) for seed in (1, 2)]
+    assert len({frames.numpy().tobytes() for batch in moving for frames in batch.frames}) == 2
 
 
 def test_sentences_are_left_out_and_first_frames_too(words):

@@ -258,7 +258,7 @@ def _action(planned: Plan) -> np.ndarray:
 # episodes
 
 LONGEST = LIMIT + 100  # steps of an episode, which may go on after success
-WANDERS, NUDGES = 0.015, 0.006  # chances in a step that one begins
+WANDERS, NUDGES, SHAKES = 0.015, 0.006, 0.025  # chances in a step that one begins
 WANDER_STEPS = 3, 10
 NUDGE = 25.0, 25.0, 0.5  # spread of x, y and angle
 ALIGN_NUDGE = 8.0, 8.0, 0.12  # of those after success, which make the expert align the T once more
@@ -267,13 +267,17 @@ RESTS = 8  # steps at the end
 
 
 def play(seed: int) -> Episode:
-    """An episode of the expert with disturbances: the agent wanders off, or the T is shifted and turned."""
+    """An episode of the expert with disturbances: the agent wanders off, the T is moved and turned, or both are shaken.
+
+    Each way back from them is one that a policy needs after its own small errors. Shaken here, a step of the expert is
+    the start of a window; a shaken window would ask for sixteen.
+    """
     rng = np.random.default_rng((seed, 4))  # another stream than that of the start
     table = Table(draw_start(seed))
     states, actions, by_expert = [table.state], [], []
     wander, goal, aligns, rests = 0, np.zeros(2), 0, 0
     while len(actions) < LONGEST and rests < RESTS:
-        state, nudge = states[-1], None
+        state, nudge, shaken = states[-1], None, False
         planned = plan(state)
         if wander:
             wander -= 1
@@ -286,11 +290,15 @@ def play(seed: int) -> Episode:
             wander, goal = int(rng.integers(*WANDER_STEPS)), rng.uniform(40, SIDE - 40, 2)
         elif rng.random() < NUDGES:
             nudge = NUDGE
+        elif rng.random() < SHAKES:
+            shaken = True
         given_up = planned.done and coverage(state[2:]) < SUCCESS
-        by_expert.append(not (wander or nudge or given_up))
+        by_expert.append(not (wander or nudge or shaken or given_up))
         actions.append(_wandering(state, goal) if wander else _action(planned))
         if nudge:
             table.put(_nudged(state[2:], rng.normal(0, nudge)))
+        if shaken:
+            table = Table(shake(state, rng))
         table.step(actions[-1])
         states.append(table.state)
     by_expert[-1] &= rests == RESTS
@@ -332,8 +340,8 @@ def aim(state: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 WORLD = World(
     name="pusht",
-    version=1,
-    episodes=1000,
+    version=2,
+    episodes=2000,
     fps=float(CONTROL_HZ),
     play=play,
     hold=lambda state: state[:2],

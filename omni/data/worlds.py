@@ -12,7 +12,7 @@ modes: ``reference`` cosmos3, section 6.4.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from random import Random
 
 import numpy as np
@@ -33,6 +33,8 @@ TRACKS = 4  # things whose places are asked for
 STILL_ROWS = 4  # a batch of first frames alone has that many times more rows: they are a quarter of the tokens, or less
 
 PART_ROWS = 2  # a batch of one group of later frames has that many times more rows: they are two fifths of the tokens
+
+KEPT = 2048  # rollouts of a kind that a process has at hand, to show them again with other noise
 
 COVERED = 0.3  # share of a square from which what covers it is named
 
@@ -73,21 +75,30 @@ def animate_batch(
     group: int | None = None,
     free: float = 0.0,
     drop: float = 0.1,
+    again: Sequence[str] | None = None,
 ) -> RolloutBatch:
     """``size`` rollouts of moving things; in a share ``free`` no frame is given, a share ``drop`` of sentences is void.
 
     ``kinds`` weighs what happens, by default all alike. ``group``: only these frames are to be denoised.
+
+    ``again``: the rollouts are drawn from those that these names stand for, which other batches show too.
     """
     rng = Random(f"animate {seed}")
-    names = rng.choices(list(kinds), list(kinds.values()), k=size) if kinds else [None] * size
-    rollouts = [sample_motion(TRAIN_SEEDS.start + seed * 4096 + i, name) for i, name in enumerate(names)]
+    if again is None:
+        seeds, draws, sample = [seed * 4096 + i for i in range(size)], [rng] * size, _moving
+    else:
+        draws, sample = [Random(f"rollout {name}") for name in rng.choices(again, k=size)], _moving_again
+        seeds = [draw.randrange(2**40) for draw in draws]
+    names = [draw.choices(list(kinds), list(kinds.values()))[0] if kinds else None for draw in draws]
+    side = encoding.latent_pixels
+    pairs = [sample(TRAIN_SEEDS.start + one, name, side) for one, name in zip(seeds, names, strict=True)]
+    rollouts = [rollout for rollout, _ in pairs]
     given = torch.zeros(size, len(rollouts[0].frames), dtype=torch.bool)
     given[:, 0] = torch.tensor([rng.random() >= free for _ in rollouts])
     shown = _shown(rollouts, [MOTION] * size, encoding, drop, rng)
     heard = torch.from_numpy(np.stack([r.sound for r in rollouts])).float()[:, None] if sound else None
-    side, names = encoding.latent_pixels, tuple(KINDS)
-    shown["shown"] = torch.from_numpy(np.stack([_colors(rollout.frames, side) for rollout in rollouts]))
-    shown["deeds"] = torch.tensor([names.index(rollout.kind) for rollout in rollouts])
+    shown["shown"] = torch.from_numpy(np.stack([colors for _, colors in pairs]))
+    shown["deeds"] = torch.tensor([tuple(KINDS).index(rollout.kind) for rollout in rollouts])
     return RolloutBatch(**shown, given=given, sound=heard, group=group)
 
 
@@ -103,6 +114,7 @@ def act_batch(
     shaken: dict[str, float] | None = None,
     driven: float = 0.0,
     drop: float = 0.1,
+    again: Sequence[str] | None = None,
 ) -> RolloutBatch:
     """``size`` rollouts of robots, each with a mode of its own; ``worlds`` and ``modes`` weigh them, by default alike.
 
@@ -111,6 +123,8 @@ def act_batch(
 
     Of a policy's rollouts a share ``shaken``, by world, begins beside the expert's ways; in a share ``driven`` of the
     others the robot wanders (:mod:`omni.data.episodes`).
+
+    ``again``: the rollouts are drawn from those that these names stand for, which other batches show too.
     """
     rng = Random(f"act {seed}")
     worlds, modes = worlds or dict.fromkeys(ROBOTS, 1.0), modes or dict.fromkeys(MODES, 1.0)
@@ -120,12 +134,16 @@ def act_batch(
     if unknown:
         raise ValueError(f"there are no worlds {unknown}; known: {', '.join(ROBOTS)}")
     size = size * STILL_ROWS if still else size
-    names = rng.choices(list(worlds), list(worlds.values()), k=size)
+    draws, sample = [rng] * size, _acting
+    if again is not None:
+        draws, sample = [Random(f"rollout {name}") for name in rng.choices(again, k=size)], _acting_again
+    names = [draw.choices(list(worlds), list(worlds.values()))[0] for draw in draws]
     first, count = (TRAIN_SEEDS.start, 2**40) if seed >= 0 else (HELD_OUT_SEEDS.start, len(HELD_OUT_SEEDS))
-    seeds = [first + rng.randrange(count) for _ in names]
-    asked = ["policy"] * size if still else rng.choices(list(modes), list(modes.values()), k=size)
-    ways = [_way(rng, mode, (shaken or {}).get(name, 0.0), driven) for name, mode in zip(names, asked, strict=True)]
-    rollouts = [ROBOTS[name](one, still, way) for name, one, way in zip(names, seeds, ways, strict=True)]
+    seeds = [first + draw.randrange(count) for draw in draws]
+    asked = ["policy" if still else draw.choices(list(modes), list(modes.values()))[0] for draw in draws]
+    shares = [((shaken or {}).get(name, 0.0), driven) for name in names]
+    ways = [_way(draw, mode, *pair) for draw, mode, pair in zip(draws, asked, shares, strict=True)]
+    rollouts = [sample(name, one, still, way) for name, one, way in zip(names, seeds, ways, strict=True)]
     shown = _shown(rollouts, names, encoding, drop, rng)
     given = torch.zeros(size, shown["frames"].shape[2], dtype=torch.bool)
     given[:, 0] = True
@@ -146,6 +164,19 @@ def act_batch(
         widths=torch.tensor([body.width for body in bodies]),
         group=group,
     )
+
+
+def _moving(seed: int, kind: str | None, side: int) -> tuple[Rollout, np.ndarray]:
+    rollout = sample_motion(seed, kind)
+    return rollout, _colors(rollout.frames, side)
+
+
+def _acting(world: str, seed: int, still: bool, way: str) -> Rollout:
+    return ROBOTS[world](seed, still, way)
+
+
+_moving_again = lru_cache(2 * KEPT)(_moving)  # twice: the names move on
+_acting_again = lru_cache(2 * 3 * KEPT)(_acting)  # first frames alone, for groups of later ones, and all
 
 
 def _way(rng: Random, mode: str, shaken: float, driven: float) -> str:

@@ -74,7 +74,7 @@ def _rollout(model: Omni, name: str, seed: int) -> dict[str, Any]:
     picture, done = game.reset(seed), False
     frames = [picture]
     while not done:
-        for action in policy({"image": picture, "prompt": game.prompt})[:EXECUTED]:
+        for action in policy({"image": picture, "prompt": game.prompt})[: EXECUTED[name]]:
             picture, _, done = game.step(action)
             frames.append(picture)
             if done:

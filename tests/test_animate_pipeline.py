@@ -11,7 +11,7 @@ import torch
 from micro import micro_model
 
 import omni
-from omni.config import Embodiment
+from omni.config import Embodiment, WalkConfig, replace
 from omni.pipelines import generation
 from omni.pipelines.animate import ImageToVideo, TextToVideo, VideoToVideo
 from omni.pipelines.images import TextToImage
@@ -240,6 +240,17 @@ def test_a_policy_may_leave_out_the_video(animate, policy, monkeypatch):
     world = ForwardDynamics(animate.model, "pusht", codec=animate.codec, chunk=4, tier=256)
     with pytest.raises(ValueError, match="only a policy can do without the video; the mode is 'forward'"):
         world(observation["image"], np.zeros((4, 2), np.float32), foresee=False)
+
+
+def test_what_actions_lead_to_has_steps_of_its_own(animate, monkeypatch):
+    model, options = animate.model, {"codec": animate.codec, "chunk": 4, "tier": 256}
+    own = replace(model.config.generation, action=WalkConfig(steps=3, guidance=1.0), world=WalkConfig(steps=2))
+    monkeypatch.setattr(model, "config", replace(model.config, generation=own))
+    picture, actions = np.zeros((64, 64, 3), np.uint8), np.zeros((4, 2), np.float32)
+    assert ForwardDynamics(model, "pusht", **options)(picture, actions).settings[0]["steps"] == 2
+    assert Policy(model, "pusht", **options).predict({"image": picture, "prompt": "push"}).settings[0]["steps"] == 3
+    monkeypatch.setattr(model, "config", replace(model.config, generation=replace(own, world=None)))
+    assert ForwardDynamics(model, "pusht", **options)(picture, actions).settings[0]["steps"] == 3
 
 
 def test_states_stand_before_the_actions(animate):

@@ -37,7 +37,7 @@ def result() -> dict:
             patch.setattr(demo, what, partial(_with, getattr(demo, what), named[name]))
         patch.setattr(demo, "PICTURES_PER_CATEGORY", 1)
         patch.setattr(demo, "HOUR_MINUTES", 2)
-        patch.setattr(demo_motion, "EXECUTED", 16)
+        patch.setattr(demo_motion, "EXECUTED", dict.fromkeys(demo_motion.EXECUTED, 16))
         patch.setattr(demo_motion, "ROBOTS", {"omni_arm": 1})
         patch.setattr(demo, "MAX_ANSWER", 3)
         return demo.run("tiny", "tiny-4step", "tiny-animate", "tiny-act")

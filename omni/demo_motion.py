@@ -70,7 +70,7 @@ def _rollout(model: Omni, name: str, seed: int) -> dict[str, Any]:
     from omni.data.arm import Arm
     from omni.data.pusht import PushT
 
-    game, policy = {"pusht": PushT, "omni_arm": Arm}[name](), Policy(model, name, seed=seed)
+    game, policy = {"pusht": PushT, "omni_arm": Arm}[name](), Policy(model, name, seed=seed, foresee=False)
     picture, done = game.reset(seed), False
     frames = [picture]
     while not done:

@@ -104,7 +104,7 @@ class Actor(Animator):
                 have learnt that, as the shipped one has from first frames.
             latents, action_latents: (b, c, T, h, w) and (b, n, width) to start from instead of a seed.
         """
-        own = self.defaults.action if mode == POLICY else self.defaults.world or self.defaults.action
+        own = self.defaults.world if foresee and self.defaults.world else self.defaults.action
         request = Walk.of(own, **walk)
         placed = [self._canvas(frames, mode) for frames in seen]
         if len({(c.height, c.width, c.content) for c in placed}) > 1:

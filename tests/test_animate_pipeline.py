@@ -242,13 +242,16 @@ def test_a_policy_may_leave_out_the_video(animate, policy, monkeypatch):
         world(observation["image"], np.zeros((4, 2), np.float32), foresee=False)
 
 
-def test_what_actions_lead_to_has_steps_of_its_own(animate, monkeypatch):
+def test_actions_beside_a_video_have_steps_of_their_own(animate, monkeypatch):
     model, options = animate.model, {"codec": animate.codec, "chunk": 4, "tier": 256}
     own = replace(model.config.generation, action=WalkConfig(steps=3, guidance=1.0), world=WalkConfig(steps=2))
     monkeypatch.setattr(model, "config", replace(model.config, generation=own))
     picture, actions = np.zeros((64, 64, 3), np.uint8), np.zeros((4, 2), np.float32)
     assert ForwardDynamics(model, "pusht", **options)(picture, actions).settings[0]["steps"] == 2
-    assert Policy(model, "pusht", **options).predict({"image": picture, "prompt": "push"}).settings[0]["steps"] == 3
+    asked = {"image": picture, "prompt": "push"}
+    for foresee, steps in ((True, 2), (False, 3)):
+        found = Policy(model, "pusht", foresee=foresee, **options).predict(asked)
+        assert found.settings[0]["steps"] == steps
     monkeypatch.setattr(model, "config", replace(model.config, generation=replace(own, world=None)))
     assert ForwardDynamics(model, "pusht", **options)(picture, actions).settings[0]["steps"] == 3
 

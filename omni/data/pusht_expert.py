@@ -341,7 +341,7 @@ def aim(state: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 WORLD = World(
     name="pusht",
     version=2,
-    episodes=2000,
+    episodes=1600,
     fps=float(CONTROL_HZ),
     play=play,
     hold=lambda state: state[:2],

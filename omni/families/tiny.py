@@ -145,7 +145,11 @@ ANIMATE = replace(
 ACT = replace(
     MOVING,
     action=ActionConfig(width=8, n_domains=4, positions_a_second=PACE, embodiments=EMBODIMENTS),
-    generation=replace(MOVING.generation, action=WalkConfig(steps=2, guidance=1.0, shift=3.0)),
+    generation=replace(
+        MOVING.generation,
+        action=WalkConfig(steps=6, guidance=1.0, shift=1.0),  # fewer would blend the ways around a thing
+        world=WalkConfig(steps=1, guidance=1.0, shift=1.0),  # beside a video, of which it gives the mean
+    ),
 )
 
 PRESETS = {

@@ -1,7 +1,6 @@
 """Training recipes: what is shown, for how long and how fast, as YAML checked into frozen dataclasses."""
 
 import dataclasses
-import math
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
@@ -369,9 +368,6 @@ class Stage:
         _check(self, "steps", 1, whole=True)
         _check(self, "lr", 1e-12, 1e3)
         _check(self, "final_lr", 0, 1e3)
-        period = math.lcm(*(getattr(self, kind).every for kind in PLANS if getattr(self, kind) is not None))
-        idle = next((step for step in range(min(period, self.steps)) if not self.due(step)), None)
-        _require(idle is None, f"stage {self.name!r} has nothing to learn in its step {idle}; let a plan be due there")
 
     def due(self, step: int) -> list[str]:
         """Kinds of batches at ``step`` of the stage: those of one pace are not all in the same steps."""

@@ -361,7 +361,6 @@ def _logged(out: Path) -> int:
         ({"stages": [{"name": "x", "steps": 1, "lr": 1.0, "read": 5}]}, "ReadPlan is 5"),
         ({"stages": [{"name": "x", "steps": 1, "lr": 1.0, "read": {"size": 1, "mixture": {}}}]}, "mixture is {}"),
         ({"stages": [{"name": "x", "steps": 1, "lr": 1.0, "draw": {"size": 0}}]}, "DrawPlan.size is 0"),
-        ({"stages": [{"name": "x", "steps": 2, "lr": 1.0, "talk": {"size": 1, "every": 2}}]}, "nothing .* step 1"),
         ({"learning_rate": 1}, "no fields \\['learning_rate'\\]"),
         ({"seed": -1}, "seed is -1"),
         ({"warmup": 0}, "warmup is 0"),

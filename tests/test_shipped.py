@@ -44,7 +44,7 @@ def test_videos_begin_with_their_picture_and_move_as_said():
     assert error < np.mean([frozen_error(r) for r in rollouts])
 
 
-@pytest.mark.parametrize(("robot", "episodes"), [("pusht", 4), ("omni_arm", 16)])
+@pytest.mark.parametrize(("robot", "episodes"), [("pusht", 2), ("omni_arm", 16)])
 def test_a_policy_goes_where_its_expert_would(robot, episodes):
     """Actions are counted from those that hold the robot still: a policy that only sees where it is gets nothing."""
     pytest.importorskip("pymunk", reason="needs omni[robot]")
@@ -65,5 +65,5 @@ def test_a_policy_goes_where_its_expert_would(robot, episodes):
     half = len(pairs) // 2  # so far away, another's picture is that of another episode
     other = policy(observations[half:] + observations[:half])[:, :4] - rest
     assert r_squared(0 * true, true) < 0.1, "a robot that rests"
-    assert r_squared(found, true) > 0.3
+    assert r_squared(found, true) > 0.5
     assert r_squared(other, true) < 0, "it acts without looking"

@@ -306,7 +306,7 @@ def test_two_processes_share_each_step(recipe, tmp_path):
     assert not torch.equal(before, after["glyph_head.weight"])
 
 
-@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize("devices", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_run_that_is_told_to_stop_ends_as_one_and_goes_on(devices, tmp_path):
     endless = {**RECIPE["stages"][0], "steps": 100_000}
     path, out, script = tmp_path / "endless.yaml", tmp_path / "out", tmp_path / "run.py"

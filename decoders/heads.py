@@ -6,7 +6,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from omni.config import ActionConfig, LatentConfig, SoundLatentConfig
-from omni.layers import RMSNorm
+from omni.layers import Linear, RMSNorm, wide
 
 MIN_TIME = 0.05
 """Velocity from a predicted sample divides by the time; below this the division would only amplify errors."""
@@ -141,6 +141,31 @@ def _nothing(d_in: int, d_out: int) -> nn.Linear:
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
     return layer
+
+
+class TokenHead(nn.Module):
+    """Token ids (b, n), masks among them, -> tokens (b, n, d); hidden (..., d) -> logits (..., v).
+
+    Embedding and head are the denoiser's own, apart from the context tower's (TwoTower). The mask is never what a token
+    turns out to be: its logit is -inf.
+    """
+
+    def __init__(self, d_model: int, vocab_size: int, mask: int) -> None:
+        super().__init__()
+        self.mask = mask
+        self.embed = nn.Embedding(vocab_size, d_model)
+        self.head = Linear(d_model, vocab_size, bias=False)
+        if not self.embed.weight.is_meta:
+            nn.init.normal_(self.embed.weight, std=0.02)
+
+    def read(self, ids: Tensor) -> Tensor:
+        return self.embed(ids)
+
+    def write(self, hidden: Tensor) -> Tensor:
+        """In float32, or float64 where the weights are."""
+        logits = self.head(hidden)
+        masked = torch.arange(logits.shape[-1], device=logits.device) == self.mask
+        return logits.to(wide(logits.dtype)).masked_fill(masked, -torch.inf)
 
 
 class SoundHead(nn.Module):

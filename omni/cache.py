@@ -9,7 +9,8 @@
 it can be cut back to its first ``accepted`` tokens per row with ``commit`` or undone with ``rollback``. Keys are cut by
 length; a recurrent state cannot be cut, so a slot keeps the state at ``begin`` and the window's inputs, and replays the
 accepted ones step by step: exactly the arithmetic of plain decoding. Or, if asked, it reads the window step by step and
-keeps the state behind every token: more memory, nothing to replay.
+keeps the state behind every token: more memory, nothing to replay. ``branch`` gives what an open window's rows were at
+many places at once.
 """
 
 import itertools
@@ -17,6 +18,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors import safe_open
@@ -81,13 +83,22 @@ class AttentionSlot:
         return AttentionSlot(Rows(change(self.k.data)), Rows(change(self.v.data)))
 
 
+class Fed(NamedTuple):
+    """One call's inputs of a Mamba layer, and how its states follow from them."""
+
+    xbc: Tensor  # (b, n, c)
+    dt: Tensor  # (b, n, h)
+    step: Callable  # (xbc (b, c), dt (b, h), conv, ssm) -> conv, ssm
+    at: Callable  # (xbc, dt, conv, ssm, rows (k,), counts (k,)) -> conv, ssm of k places
+
+
 @dataclass
 class MambaSlot:
     """conv (b, d_conv - 1, c): raw inputs of the convolution; ssm (b, h, p, s): the recurrent state."""
 
     conv: Tensor
     ssm: Tensor
-    window: list | None = None  # (xBC (b, n, c), dt (b, n, h), step) of every call since ``begin``
+    window: list[Fed] | None = None  # every call since ``begin``
     saved: tuple[Tensor, Tensor] | None = None
     snapshots: list[tuple[Tensor, Tensor]] | None = None  # the states behind each token of the window, if kept
 
@@ -124,9 +135,16 @@ class MambaSlot:
 
     def _fed(self) -> Iterator[tuple[Tensor, Tensor, Callable]]:
         """Token by token what the window was fed: xBC (b, c), dt (b, h), step."""
-        for xbc, dt, step in self.window:
+        for xbc, dt, step, _ in self.window:
             for i in range(xbc.shape[1]):
                 yield xbc[:, i], dt[:, i], step
+
+    def branch(self, rows: Tensor, counts: Tensor) -> "MambaSlot":
+        """The states of ``rows`` (k,) behind their first ``counts`` (k,) tokens of the window."""
+        if not self.window:
+            return MambaSlot(*(state.index_select(0, rows) for state in self.saved))
+        xbc, dt = (torch.cat([getattr(fed, name) for fed in self.window], dim=1) for name in ("xbc", "dt"))
+        return MambaSlot(*self.window[-1].at(xbc, dt, *self.saved, rows, counts))
 
 
 Slot = AttentionSlot | MambaSlot
@@ -241,6 +259,30 @@ class Cache:
     @property
     def in_window(self) -> bool:
         return self._opened is not None
+
+    def branch(self, rows: Tensor, counts: Tensor) -> "Cache":
+        """A cache whose row i holds what row ``rows[i]`` held behind its first ``counts[i]`` tokens of the open window.
+
+        rows and counts (k,) int64, in any order, rows as often as wanted. The window stays open.
+        """
+        if self._opened is None:
+            raise CacheError("there is no open window to branch from")
+        if rows.dim() != 1 or rows.shape != counts.shape or not len(rows):
+            raise CacheError(f"rows {tuple(rows.shape)} and counts {tuple(counts.shape)} must be lists of one length")
+        opened, fed = self._opened[rows], (self.lengths - self._opened)[rows]
+        if bool(((counts < 0) | (counts > fed)).any()):
+            raise CacheError(f"a branch behind {int(counts.min())} to {int(counts.max())} of {int(fed.min())} tokens")
+        lengths = opened + counts
+        most = int(lengths.max())
+
+        def cut(t: Tensor) -> Tensor:
+            return t[:, :, :most].index_select(0, rows)
+
+        slots: list[Slot | None] = []
+        for slot in self.slots:
+            grows = isinstance(slot, AttentionSlot)
+            slots.append(slot.map(cut) if grows else slot.branch(rows, counts) if slot else None)
+        return Cache(slots, lengths, Rows(cut(self.positions.data)) if self.positions is not None else None)
 
     def commit(self, accepted: Tensor | int) -> None:
         """Keep each row's first ``accepted`` tokens of the window and close it."""

@@ -28,7 +28,7 @@ from omni.config_checks import (
     require,
 )
 from omni.config_generation import GenerationConfig, WalkConfig
-from omni.config_latents import CodecConfig, LatentConfig, SoundLatentConfig
+from omni.config_latents import CodecConfig, LatentConfig, SoundLatentConfig, TokenDiffusionConfig
 from omni.config_media import MediaConfig, SoundConfig, VisionConfig
 
 LETTERS = {"M": "mamba", "*": "attention", "-": "mlp", "E": "moe"}
@@ -243,6 +243,7 @@ class OmniConfig:
     sound: SoundConfig | None = None
     media: MediaConfig = field(default_factory=MediaConfig)
     denoiser: TowerConfig | None = None
+    diffusion: TokenDiffusionConfig | None = None  # of tokens
     latent: LatentConfig | None = None
     sound_latent: SoundLatentConfig | None = None
     action: ActionConfig | None = None
@@ -263,6 +264,7 @@ class OmniConfig:
             self.latent is None or self.denoiser is not None,
             "image latents are set but there is no denoiser tower",
         )
+        self._check_diffusion()
         require(
             self.latent is not None or (self.sound_latent is None and self.action is None),
             "sound latents and actions are denoised beside those of a video: set LatentConfig too",
@@ -271,6 +273,17 @@ class OmniConfig:
         require(
             all(0 <= layer < self.context.n_layers for layer in targets),
             f"VisionConfig.deepstack adds behind the context layers {targets}; there are {self.context.n_layers}",
+        )
+
+    def _check_diffusion(self) -> None:
+        if self.diffusion is None:
+            return
+        require(self.denoiser is not None, "tokens are to be denoised but there is no denoiser tower")
+        mask = self.special_tokens.get("mask")
+        require(
+            isinstance(mask, int) and 0 <= mask < self.vocab_size,
+            f"special_tokens['mask'] is {mask!r}; where tokens are denoised it must be an id from 0 to "
+            f"{self.vocab_size - 1}",
         )
 
 
@@ -362,6 +375,7 @@ __all__ = [
     "RotaryConfig",
     "SoundConfig",
     "TimeConfig",
+    "TokenDiffusionConfig",
     "TowerConfig",
     "VisionConfig",
     "WalkConfig",

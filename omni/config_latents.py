@@ -1,4 +1,4 @@
-"""What a denoiser tower refines: latents of pictures, videos and sound; ``omni.config`` has these too."""
+"""What a denoiser tower refines: latents of pictures, videos and sound, tokens; ``omni.config`` has these too."""
 
 from dataclasses import dataclass
 
@@ -6,6 +6,7 @@ from omni.config_checks import MAX_SIDE, MAX_WIDTH, check_sizes, require, requir
 
 MAX_WINDOW = 1 << 12  # samples of sound behind one column of a log-mel picture
 MAX_PATCH = 1 << 10  # numbers of a patch of it, whose covariance is taken
+MAX_BLOCK = 1 << 12  # tokens that are denoised together
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +128,25 @@ class SoundLatentConfig:
             f"SoundLatentConfig.channels and .rate are {(self.channels, self.rate)}; those of its codec are {made}",
         )
         _check_pace(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenDiffusionConfig:
+    """Tokens, written a block at a time (TwoTower): all masked at first, then revealed in a few passes.
+
+    The id of the mask is ``special_tokens["mask"]``. Published: blocks of 16, at most 16 passes, threshold 0.8.
+    """
+
+    block_size: int = 16  # tokens denoised together, as the weights were trained
+    steps: int = 16  # passes over a block, at most
+    threshold: float = 0.8  # what is more likely than this is revealed at once
+
+    def __post_init__(self) -> None:
+        check_sizes(self, MAX_BLOCK)
+        require(
+            0 <= self.threshold <= 1,
+            f"TokenDiffusionConfig.threshold is {self.threshold}; it must lie between 0 and 1",
+        )
 
 
 def _check_pace(config: LatentConfig | SoundLatentConfig) -> None:

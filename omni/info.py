@@ -141,7 +141,7 @@ def _component(config: OmniConfig, name: str) -> str:
     top, _, rest = name.partition(".")
     if top in ("vision", "projector"):
         return "vision"
-    if top in ("denoiser", "latents", "sound_latents", "actions"):
+    if top in ("denoiser", "tokens", "latents", "sound_latents", "actions"):
         return "denoiser"
     if top != "context":
         return {"embed": "embeddings", "mtp": "prediction block"}.get(top, top)

@@ -6,6 +6,7 @@
                                                           │ cache           └──> mtp ──> logits further ahead
                                                           ▼
     noisy latents ──> latents.read ───────────────> denoiser tower ──> latents.write ──> velocity
+    masked tokens ──> tokens.read ────────────────>       "        ──> tokens.write ───> logits of what is masked
 
 The context is read once; every denoising step, guidance branch and further turn reads its cache.
 """
@@ -22,7 +23,7 @@ from torch.nn.utils.rnn import pad_sequence
 from omni.cache import Cache
 from omni.config import OmniConfig, SoundConfig
 from omni.decoders.flow import State
-from omni.decoders.heads import ActionHead, LatentHead, SoundHead
+from omni.decoders.heads import ActionHead, LatentHead, SoundHead, TokenHead
 from omni.encoders.audio import AudioEncoder
 from omni.encoders.clip import build_vision
 from omni.encoders.projector import Connector, Projector
@@ -58,6 +59,7 @@ class Omni(nn.Module):
         self.sound = AudioEncoder(config.sound) if config.sound else None
         self.sound_projector = _sound_projector(config.sound, d) if config.sound else None
         self.denoiser = Tower(config.denoiser) if config.denoiser else None
+        self.tokens = _token_head(config) if config.diffusion else None
         self.latents = LatentHead(config.denoiser.d_model, config.latent) if config.latent else None
         self.sound_latents = SoundHead(config.denoiser.d_model, config.sound_latent) if config.sound_latent else None
         self.actions = ActionHead(config.denoiser.d_model, config.action) if config.action else None
@@ -319,6 +321,21 @@ class Omni(nn.Module):
         parts = dict(zip(packed.counts, hidden.split(list(packed.counts.values()), dim=1), strict=True))
         return heads.unpack(parts, streams, t, scene), parts
 
+    def denoise_tokens(self, block: Tensor, t: Tensor, context: Cache, where: Tensor | None = None) -> Tensor:
+        """What each token of a block is, masked or not: logits (b, n, v) at its own place, -inf at the mask.
+
+        block (b, n) int64, t (b,) the masked share of it, ``context`` what stands before it; the context is only read.
+        ``where`` (b, n): give the logits (m, v) of these places only.
+        """
+        if self.tokens is None:
+            raise ValueError("this model has no denoiser for tokens")
+        self._check_ids(block)
+        places = context.next_positions()[:, None] + torch.arange(block.shape[1], device=block.device)
+        hidden = self.denoiser(
+            self.tokens.read(block), context=context, positions=places.expand(3, -1, -1), causal=False, time=t
+        )
+        return self.tokens.write(hidden if where is None else hidden[where])
+
     def _streams(self, state: State) -> dict[str, Tensor]:
         """In the weights' type."""
         if self.latents is None:
@@ -370,6 +387,10 @@ class _Places(NamedTuple):
     pieces: list[Piece]  # of images and videos
     runs: list[tuple[int, int, int]]  # row, start and stop of each piece
     sizes: list[int]  # tokens of each image and video
+
+
+def _token_head(config: OmniConfig) -> TokenHead:
+    return TokenHead(config.denoiser.d_model, config.vocab_size, config.special_tokens["mask"])
 
 
 def _sound_projector(config: SoundConfig, d: int) -> Projector:

@@ -132,6 +132,41 @@ def test_commit_cuts_the_convolution_window_too():
     assert not torch.allclose(drafts, cache.slots[0].conv)
 
 
+@pytest.mark.parametrize("calls", [(7,), (1, 4, 2)], ids=str)
+def test_a_branch_is_what_a_row_was_behind_some_tokens_of_the_window(tower, calls):
+    """At any place of any row, in any order; it goes on by itself, and the window stays as it is."""
+    prompt, window = noise(3, PREFIX, tower.config.d_model), noise(3, 7, tower.config.d_model, seed=2)
+    cache = read(tower, prompt)
+    cache.begin()
+    for part in window.split(calls, dim=1):
+        tower(part, cache=cache)
+    rows, counts = torch.tensor([2, 0, 1, 1, 2]), torch.tensor([0, 7, 3, 4, 1])
+    branches = cache.branch(rows, counts)
+    assert branches.lengths.tolist() == (PREFIX + counts).tolist()
+    after = noise(5, 2, tower.config.d_model, seed=3)
+    alone = []
+    for row, count in zip(rows.tolist(), counts.tolist(), strict=True):
+        alone.append(read(tower, torch.cat([prompt, window[:, :count]], dim=1)[row : row + 1]))
+        close(held(branches, len(alone) - 1), held(alone[-1]))
+    for i, (found, one) in enumerate(zip(tower(after, cache=branches), alone, strict=True)):
+        close(found, tower(after[i : i + 1], cache=one)[0])
+    cache.commit(2)
+    same_rows(cache, read(tower, torch.cat([prompt, window[:, :2]], dim=1)), 1e-10)
+
+
+def test_what_cannot_be_branched():
+    tower = build_tower(tower_config("M*"))
+    cache = read(tower, noise(2, 3, 20))
+    with pytest.raises(CacheError, match="no open window"):
+        cache.branch(torch.tensor([0]), torch.tensor([0]))
+    cache.begin()
+    close(held(cache.branch(torch.tensor([1]), torch.tensor([0]))), held(cache, 1), 0)  # nothing was fed yet
+    with pytest.raises(CacheError, match="behind 0 to 1 of 0 tokens"):
+        cache.branch(torch.tensor([0, 1]), torch.tensor([0, 1]))
+    with pytest.raises(CacheError, match="lists of one length"):
+        cache.branch(torch.tensor([0, 1]), torch.tensor([0]))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_windows_are_bitwise_in_every_type(dtype):
     tower = build_tower(tower_config("M*ME"), dtype)

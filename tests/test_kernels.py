@@ -11,7 +11,7 @@ from omni.kernels.conv import CONV_PATHS, causal_conv, conv_step
 from omni.kernels.experts import EXPERT_PATHS, routed_experts
 from omni.kernels.linear import LINEAR_PATHS, project
 from omni.kernels.norm import NORM_PATHS, gated_rms_norm, rms_norm
-from omni.kernels.scan import SCAN_PATHS, scan, scan_step
+from omni.kernels.scan import SCAN_PATHS, STATES_PATHS, scan, scan_states, scan_step
 
 TOLERANCE = {  # of the largest entry of the reference: (values, gradients)
     torch.float64: (1e-12, 1e-11),
@@ -102,6 +102,36 @@ def test_scan_equals_the_recurrence(path, n, chunk, segmented, dtype):
         return scan(x, dt, A, B, C, D, initial_state=state, chunk_size=chunk, segments=segments)
 
     compare("scan", path, call, inputs, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("n", "chunk"), [(1, 8), (7, 8), (37, 8), (64, 16), (70, 128)])
+@pytest.mark.parametrize("path", fast(STATES_PATHS))
+def test_states_at_many_places_equal_the_recurrence(path, n, chunk, dtype):
+    """Before the first token, behind the last, at the borders of chunks; rows in any order, and again."""
+    x, dt, A, B, _, _, state = leaves(*scan_inputs(3, n, 6, 5, 3, 4, dtype))
+    counts = torch.tensor([0, n, n // 2, min(n, chunk), min(n, chunk + 1), n, 0, 1])
+    at = {"rows": torch.tensor([2, 0, 1, 1, 2, 1, 0, 2]), "counts": counts, "chunk_size": chunk}
+    compare("scan_states", path, lambda *t: scan_states(*t[:4], initial_state=t[4], **at), [x, dt, A, B, state], dtype)
+    compare("scan_states", path, lambda *t: scan_states(*t, **at), [x, dt, A, B], dtype)
+
+
+@pytest.mark.parametrize("path", [path.name for path in STATES_PATHS])
+def test_a_state_is_that_of_a_scan_and_hangs_on_nothing_behind_its_place(path):
+    x, dt, A, B, C, D, state = scan_inputs(2, 50, 4, 5, 2, 6)
+    at = {"rows": torch.tensor([1, 0, 1]), "counts": torch.tensor([13, 32, 33])}
+    with force("scan_states", path):
+        found = scan_states(x, dt, A, B, initial_state=state, **at)
+        for i, (row, n) in enumerate(zip(at["rows"].tolist(), at["counts"].tolist(), strict=True)):
+            own = slice(row, row + 1)
+            first = (t[own, :n] for t in (x, dt))
+            _, expected = scan(*first, A, B[own, :n], C[own, :n], D, initial_state=state[own])
+            close(found[i : i + 1], expected, torch.float64)
+            later = [t.clone() for t in (x, dt, B)]
+            for t in later:
+                t[row, n:] = 1e3
+            changed = scan_states(later[0], later[1], A, later[2], initial_state=state, **at)
+            assert torch.equal(changed[i], found[i])
 
 
 @pytest.mark.parametrize("path", fast(SCAN_PATHS))

@@ -356,7 +356,8 @@ def _refuse_inexpressible(config: OmniConfig, back: OmniConfig) -> None:
     if not config.vision.d_projector:
         vision = replace(vision, d_projector=0)
     back = replace(back, vision=vision)
-    parts = ("context", "vision", "tie_embeddings", "mtp", "sound", "denoiser", "latent", "sound_latent", "action")
+    text = ("context", "vision", "tie_embeddings", "mtp", "sound")
+    parts = (*text, "denoiser", "diffusion", "latent", "sound_latent", "action")
     lost = [name for name in parts if getattr(config, name) != getattr(back, name)]
     if lost:
         raise ConfigError(f"the cosmos3 layout cannot express this model's {', '.join(lost)}; use the family 'omni'")

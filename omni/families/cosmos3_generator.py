@@ -186,7 +186,8 @@ def from_config(config: OmniConfig) -> dict[str, Any]:
         **({"action_dim": action.width, "num_embodiment_domains": action.n_domains} if action else {}),
     }
     back = to_config(plain)
-    parts = ("context", "denoiser", "latent", "sound_latent", "action", "vision", "sound", "mtp", "tie_embeddings")
+    denoised = ("denoiser", "diffusion", "latent", "sound_latent", "action")
+    parts = ("context", *denoised, "vision", "sound", "mtp", "tie_embeddings")
     wanted = replace(config, action=cosmos3_actions.without(config.action))  # the rest: action_statistics.json
     lost = [name for name in parts if getattr(wanted, name) != getattr(back, name)]
     if lost:

@@ -10,6 +10,7 @@ heads share one of the ``g`` groups, ``l`` is the length of a chunk. Inputs of a
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
@@ -83,7 +84,7 @@ def _chunk_length(device: torch.device, learning: bool, chunk_size: int) -> int:
 
 def _runs(segments: Tensor) -> Tensor:
     """(b, n) segment ids -> how often the id has changed so far, which no id can fake by coming back."""
-    return torch.nn.functional.pad(segments.diff(dim=1).ne(0).cumsum(1), (1, 0))
+    return F.pad(segments.diff(dim=1).ne(0).cumsum(1), (1, 0))
 
 
 LEAST = -60.0
@@ -271,6 +272,89 @@ SCAN_PATHS = (
 )
 
 
+def scan_states(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    *,
+    rows: Tensor,
+    counts: Tensor,
+    initial_state: Tensor | None = None,
+    chunk_size: int = 128,
+) -> Tensor:
+    """The states (k, h, p, s) of ``rows`` (k,) behind their first ``counts`` (k,) tokens: many places of few sequences.
+
+    The other arguments are those of :func:`scan`. A state does not hang on any token behind its place, to the last bit.
+    """
+    args = (x, dt, A, B, rows, counts, initial_state, chunk_size)
+    return choose("scan_states", STATES_PATHS, *args)(*args)
+
+
+def scan_states_reference(x, dt, A, B, rows, counts, initial_state=None, chunk_size=128):
+    """The recurrence, token by token, every state kept."""
+    w = wide(x.dtype)
+    x, dt, A, B = (t.to(w) for t in (x, dt, A, B))
+    B = B.repeat_interleave(x.shape[2] // B.shape[2], dim=2)
+    state = x.new_zeros(*x.shape[:1], *x.shape[2:], B.shape[3]) if initial_state is None else initial_state.to(w)
+    states = [state]
+    for t in range(x.shape[1]):
+        fed = (dt[:, t, :, None] * x[:, t])[..., None] * B[:, t, :, None]
+        states.append(torch.exp(dt[:, t] * A)[..., None, None] * states[-1] + fed)
+    return torch.stack(states, dim=1)[rows, counts]
+
+
+def scan_states_chunked(x, dt, A, B, rows, counts, initial_state=None, chunk_size=128):
+    """What each chunk adds, as products; the state that enters each; and the rest of a chunk up to each place."""
+    w, n, h = wide(x.dtype), *x.shape[1:3]
+    length = min(chunk_size, n, STATES_CHUNK)
+    with torch.autocast(x.device.type, enabled=False):
+        spare = -n % length  # steps of zero leave the state alone
+        x, dt, B = (F.pad(t.to(w), (0, 0) * (t.dim() - 2) + (0, spare)) for t in (x, dt, B))
+        x, dt, B = (t.unflatten(1, (-1, length)) for t in (x * dt[..., None], dt, B))  # (b, chunks, l, ...)
+        sums = (dt * A.to(w)).cumsum(dim=2)  # (b, chunks, l, h): logarithms of what is left of the chunk's first state
+        entering = _entering(_taken_in(x, B, sums[:, :, -1:] - sums), sums[:, :, -1], initial_state)
+        chunk, rest = counts // length, counts % length
+        inside = chunk.clamp(max=x.shape[1] - 1)
+        x, B, sums = (t[rows, inside] for t in (x, B, sums))  # (k, l, ...)
+        last = sums.gather(1, (rest - 1).clamp(min=0)[:, None, None].expand(-1, 1, h))
+        last = last * (rest > 0)[:, None, None]
+        before = torch.arange(length, device=x.device) < rest[:, None]
+        own = _taken_in(x, B, last - sums, before[..., None])
+        return entering[rows, chunk] * _left(last[:, 0])[..., None, None] + own
+
+
+STATES_CHUNK = 32
+"""Tokens of a chunk: the products are with a whole chunk at each place, of which half is not used."""
+
+
+def _left(log: Tensor) -> Tensor:
+    """The factor of a logarithm that is at most 0, never a subnormal number."""
+    return log.clamp(min=LEAST, max=0.0).exp()
+
+
+def _taken_in(x: Tensor, B: Tensor, log: Tensor, where: Tensor | None = None) -> Tensor:
+    """Sum over tokens of e^log x B': x (.., l, h, p), B (.., l, g, s), log and where (.., l, h) -> (.., h, p, s)."""
+    p, weight = x.shape[-1], _left(log)
+    weight = weight if where is None else weight.masked_fill(~where, 0.0)
+    x = rearrange(x * weight[..., None], "... l (g r) p -> ... g (r p) l", g=B.shape[-2])
+    return rearrange(x @ rearrange(B, "... l g s -> ... g l s"), "... g (r p) s -> ... (g r) p s", p=p)
+
+
+def _entering(added: Tensor, sums: Tensor, state: Tensor | None) -> Tensor:
+    """States (b, chunks + 1, h, p, s) before each chunk and behind the last, of what each adds and how it decays."""
+    states = [torch.zeros_like(added[:, 0]) if state is None else state.to(added.dtype)]
+    for i in range(added.shape[1]):
+        states.append(states[-1] * _left(sums[:, i])[..., None, None] + added[:, i])
+    return torch.stack(states, dim=1)
+
+
+STATES_PATHS = (
+    Path("chunked", scan_states_chunked),
+    Path("reference", scan_states_reference),
+)
+
+
 def scan_step(
     x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, state: Tensor
 ) -> tuple[Tensor, Tensor]:
@@ -313,4 +397,13 @@ STEP_PATHS = (
     Path("reference", scan_step_reference),
 )
 
-__all__ = ["SCAN_PATHS", "STEP_PATHS", "scan", "scan_chunked", "scan_reference", "scan_step"]
+__all__ = [
+    "SCAN_PATHS",
+    "STATES_PATHS",
+    "STEP_PATHS",
+    "scan",
+    "scan_chunked",
+    "scan_reference",
+    "scan_states",
+    "scan_step",
+]

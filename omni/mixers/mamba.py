@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from omni.cache import MambaSlot
+from omni.cache import Fed, MambaSlot
 from omni.config import MambaConfig
 from omni.kernels.conv import causal_conv, conv_step
-from omni.kernels.scan import scan, scan_step
+from omni.kernels.scan import scan, scan_states, scan_step
 from omni.layers import GatedRMSNorm, Linear, wide
 from omni.mixers.layout import Layout
 
@@ -43,7 +43,7 @@ class Mamba(nn.Module):
         z, xbc, dt = self.in_proj(u).split([c.d_inner, c.conv_dim, c.n_heads], dim=-1)
         dt = self._step_size(dt, layout)
         if slot is not None and layout.recording:
-            slot.window.append((xbc, dt, self._advance))
+            slot.window.append(Fed(xbc, dt, self._advance, self._states_at))
         if slot is not None and layout.recording and slot.snapshots is not None:
             y = self._one_by_one(xbc, dt, slot)
         elif slot is not None and layout.n == 1 and layout.lengths is None and not torch.is_grad_enabled():
@@ -107,6 +107,17 @@ class Mamba(nn.Module):
         slot = MambaSlot(conv, ssm)
         self._one(xbc, dt, slot)
         return slot.conv, slot.ssm
+
+    def _states_at(
+        self, xbc: Tensor, dt: Tensor, conv: Tensor, ssm: Tensor, rows: Tensor, counts: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """States of ``rows`` (k,) behind their first ``counts`` tokens of what was fed from ``conv`` and ``ssm`` on."""
+        mixed = causal_conv(xbc, self.conv1d.weight[:, 0], self.conv1d.bias, initial=conv)
+        x, B, _ = self._split(mixed)
+        at = {"rows": rows, "counts": counts, "initial_state": ssm, "chunk_size": self.config.chunk_size}
+        columns = counts[:, None] + torch.arange(self.config.d_conv - 1, device=xbc.device)
+        history = torch.cat([conv.to(xbc.dtype), xbc], dim=1)
+        return history[rows[:, None], columns], scan_states(x, dt, self._a(dt.dtype), B, **at)
 
     def _split(self, mixed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(..., c) -> x (..., h, p), B and C (..., g, s)"""

@@ -157,10 +157,14 @@ class AdaLNTime(nn.Module):
         self.project = nn.Linear(d, 3 * d)
         self.tables = nn.Parameter(torch.zeros(n_layers, 3, d))
         if not self.tables.is_meta:
-            with torch.no_grad():
-                self.tables[:, 2] = 1.0
-                self.project.weight.zero_()
-                self.project.bias.zero_()
+            self.reset()
+
+    @torch.no_grad()
+    def reset(self) -> None:
+        """Make it the identity."""
+        self.tables.copy_(self.tables.new_tensor([0.0, 0.0, 1.0])[:, None])
+        self.project.weight.zero_()
+        self.project.bias.zero_()
 
     def forward(self, x: Tensor, t: Tensor, noisy: Tensor | None) -> tuple[Tensor, list[Modulation]]:
         shared = self._shared(t)

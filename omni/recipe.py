@@ -316,6 +316,35 @@ class DistilPlan:
         object.__setattr__(self, "levels", tuple(map(float, levels)))
 
 
+@dataclass(frozen=True, kw_only=True)
+class DiffusePlan:
+    """Texts whose tokens are denoised a block at a time: ``size`` of at most ``width`` tokens, read once.
+
+    ``mixture`` weighs the worlds of texts (``TEXTS`` of :mod:`omni.data.texts`). Every block is masked at ``draws``
+    levels. In a share ``aligned`` of the texts the blocks begin where the first answer does, as they do when one is
+    written; in the others anywhere.
+    """
+
+    size: int
+    mixture: dict[str, float]
+    width: int = 256
+    draws: int = 1
+    block: int | None = None  # tokens of a block; None: the model's own
+    aligned: float = 0.5
+    repeat_end: bool = False  # behind an end a block learns to repeat it; else nothing is asked there
+    begin: bool | None = None  # as a copy of the context tower; None: if the denoiser has learnt nothing yet
+    weight: float = 1.0
+    every: int = 1
+
+    def __post_init__(self) -> None:
+        _check_weights(self)
+        _check_counts(self, "size", "width", "draws", "every")
+        _check(self, "aligned", 0, 1)
+        _check_mixture(self, "worlds of texts")
+        if self.block is not None:
+            _check(self, "block", 1, 1 << 12, whole=True)
+
+
 def _check_streams(plan: AnimatePlan | ActPlan, *shares: str) -> None:
     _check_weights(plan)
     _check_counts(plan, "size", "draws", "every")
@@ -336,6 +365,7 @@ PLANS = {
     "animate": AnimatePlan,
     "act": ActPlan,
     "distil": DistilPlan,
+    "diffuse": DiffusePlan,
 }
 """What a stage can hold, each with its plan."""
 
@@ -360,6 +390,7 @@ class Stage:
     animate: AnimatePlan | None = None
     act: ActPlan | None = None
     distil: DistilPlan | None = None
+    diffuse: DiffusePlan | None = None
 
     def __post_init__(self) -> None:
         others = [kind for kind in PLANS if kind != "distil" and getattr(self, kind) is not None]

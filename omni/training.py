@@ -5,6 +5,7 @@
                         talk: next token of packed dialogues
                         watch, listen, film, look: next token of the answers, what is seen or heard at each token
                         distil: what a frozen teacher does between a few noise levels
+                        diffuse: tokens under the masks of a block, behind the text before it
                         animate, act: velocity of noisy videos, their sounds, robots' actions; where things are
     loss = weighted sum  ──>  Muon and AdamW, warm-up, constant rate, falling at the end  ──>  averaged weights (EMA)
 
@@ -50,6 +51,7 @@ from omni.data.motion import sample_motion
 from omni.data.senses import SenseBatch
 from omni.data.sights import BOX_BINS, SIGHT_CLASSES
 from omni.data.sounds import UNITS
+from omni.data.texts import TextBatch
 from omni.data.worlds import RolloutBatch
 from omni.decoders.flow import interpolate, sample_times
 from omni.encoders.reduction import retention_mask
@@ -61,6 +63,7 @@ from omni.recipe import (
     SENSES,
     ActPlan,
     AnimatePlan,
+    DiffusePlan,
     DistilPlan,
     DrawPlan,
     ReadPlan,
@@ -71,6 +74,7 @@ from omni.recipe import (
 )
 from omni.tokenizers.bytes import ByteTokenizer
 from omni.tokenizers.latent import PixelCodec
+from omni.training_diffusion import DiffusionLosses
 from omni.training_drafts import DraftLosses
 from omni.training_models import Source, check_plans, is_preset, learn_embodiments, opened
 from omni.training_parts import Average, Linker, Pointer, load_weights
@@ -115,6 +119,8 @@ class OmniTraining(L.LightningModule):
         )
         self.worlds = WorldLosses(model)
         self.distillation = Distillation(model, source is not None) if recipe.levels else None
+        diffuses = any(stage.diffuse is not None for stage in recipe.stages)
+        self.diffusion = DiffusionLosses(self._restart_denoiser) if diffuses else None
         self.ema = Average(model, recipe.ema)
         self.pointer, self.asker, self.linker = Pointer(model), Pointer(model, before=1), Linker(model)
         self.drafts = DraftLosses(model, recipe.predict)
@@ -191,6 +197,14 @@ class OmniTraining(L.LightningModule):
         hidden = self.model.read(Inputs(batch.input_ids, segments=batch.segments))
         said = {"talk": (plan.weight, losses.next_token(self.model.predict(hidden), batch.labels))}
         return said | self.drafts.parts("talk", batch.labels, batch.segments)
+
+    def diffuse_losses(self, plan: DiffusePlan, batch: TextBatch) -> dict[str, tuple[float, Tensor]]:
+        return self.diffusion.losses(self.model, plan, batch)
+
+    def _restart_denoiser(self) -> None:
+        """What the denoiser was before it began counts for nothing."""
+        for prefix in ("denoiser.", "tokens."):
+            self.ema.restart(self.model, prefix)
 
     def animate_losses(self, plan: AnimatePlan, batch: RolloutBatch) -> dict[str, tuple[float, Tensor]]:
         context, _ = read_prompts(self.model, batch.input_ids, batch.mask)

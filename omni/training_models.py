@@ -20,11 +20,12 @@ from omni.config import ConfigError, Embodiment, replace
 from omni.data.demonstrations import body_of, fitted
 from omni.data.droid import SPACES
 from omni.data.lerobot import LeRobotDataset
+from omni.data.texts import TEXTS
 from omni.families import INDICES, base_folder, compute_dtype, families, load_folder, preset, read_folder, save
 from omni.families.convert import COPIED
 from omni.families.locate import find_folder
 from omni.model import Omni
-from omni.recipe import Recipe
+from omni.recipe import DiffusePlan, Recipe
 from omni.tokenizers.action import embodiment as embodiment_of
 
 COMPONENTS = ("vae", "sound_tokenizer", "text_tokenizer")
@@ -82,11 +83,21 @@ def check_plans(recipe: Recipe, model: Omni, source: Source | None) -> None:
             raise ValueError(f"{where} draws no pictures by themselves")
         if stage.act is not None and model.actions is None:
             raise ValueError(f"{where} has no actions")
+        if stage.diffuse is not None:
+            _check_texts(stage.name, stage.diffuse, recipe.model, model)
     name = _family(recipe, source)
     if name not in families() or (source is None and name != "omni"):
         known = sorted(families()) if source else ["omni"]
         raise ConfigError(f"Recipe.family is {name!r}; known for this model: {', '.join(known)}")
     families()[name].from_config(model.config)  # before the first step, not behind the last
+
+
+def _check_texts(stage: str, plan: DiffusePlan, name: str, model: Omni) -> None:
+    if model.tokens is None:
+        raise ValueError(f"stage {stage!r} has diffuse; the model {name} has no denoiser for tokens")
+    unknown = sorted(set(plan.mixture) - set(TEXTS))
+    if unknown:
+        raise ConfigError(f"DiffusePlan.mixture names {unknown}; known: {', '.join(TEXTS)}")
 
 
 def _has_codec(model: Omni) -> bool:

@@ -15,6 +15,7 @@ from omni.data.documents import SIZES
 from omni.data.rollout import FRAMES
 from omni.data.senses import SENSES as SENSE_BATCHES
 from omni.data.senses import SenseBatch
+from omni.data.texts import TextBatch, text_batch
 from omni.data.worlds import KEPT, PART_ROWS, STILL_ROWS, RolloutBatch, act_batch, animate_batch
 from omni.model import Omni
 from omni.recipe import (
@@ -23,6 +24,7 @@ from omni.recipe import (
     SENSES,
     ActPlan,
     AnimatePlan,
+    DiffusePlan,
     DistilPlan,
     DrawPlan,
     ReadPlan,
@@ -134,6 +136,9 @@ class Steps(IterableDataset):
 
     def _distil(self, seed: int, plan: DistilPlan) -> DrawBatch:
         return draw_batch(self._own(seed), plan.size, self.encoding, 0.0, plan.mixture, plan.full)
+
+    def _diffuse(self, seed: int, plan: DiffusePlan) -> TextBatch:
+        return text_batch(self._own(seed), plan.size, plan.width, self.encoding, plan.mixture)
 
     def demonstrations(self, plan: ActPlan) -> Demonstrations:
         """The plan's dataset; it is opened once, by the process that makes the batches."""

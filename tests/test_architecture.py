@@ -19,6 +19,7 @@ STAGES = ("tokenizers", "encoders", "decoders", "pipelines")
 LEVELS = {
     "omni.kernels": 1,
     "omni.assets": 2,
+    "omni.blocks": 2,
     "omni.cache": 2,
     "omni.config": 2,
     "omni.config_action": 2,
@@ -66,6 +67,7 @@ LEVELS = {
     "omni.training_parts": 7,
     "omni.training_callbacks": 8,
     "omni.training_steps": 8,
+    "omni.training_diffusion": 8,
     "omni.training_drafts": 8,
     "omni.training_student": 8,
     "omni.training_worlds": 8,

@@ -68,19 +68,19 @@ def _within(name: str, value: float, low: float, high: float, whole: bool = Fals
 
 
 def bias(logits: Tensor, biases: dict[int, float]) -> Tensor:
-    """Add to the logits (v,) of chosen tokens."""
+    """Add to the logits (..., v) of chosen tokens."""
     if not biases:
         return logits
     if max(biases) >= logits.shape[-1]:
         raise ValueError(f"logit_bias names token {max(biases)}; the vocabulary has {logits.shape[-1]}")
     logits = logits.clone()
     tokens = torch.tensor(list(biases), device=logits.device)
-    logits[tokens] += torch.tensor(list(biases.values()), dtype=logits.dtype, device=logits.device)
+    logits[..., tokens] += torch.tensor(list(biases.values()), dtype=logits.dtype, device=logits.device)
     return logits
 
 
 def penalize(logits: Tensor, prompt: Tensor, answer: Tensor, params: SamplingParams) -> Tensor:
-    """Logits (v,) less likely for tokens that were there before; prompt and answer (v,) count them."""
+    """Logits (..., v) less likely for tokens that were there before; prompt and answer (v,) count them."""
     if params.repetition_penalty != 1:
         seen = (prompt + answer) > 0
         r = params.repetition_penalty
@@ -122,11 +122,13 @@ def greedy(logits: Tensor) -> Tensor:
     return logits.argmax(dim=-1)
 
 
-def draw(logits: Tensor, uniform: float) -> Tensor:
-    """The token of (v,) at ``uniform`` in [0, 1) of the cumulative distribution."""
+def draw(logits: Tensor, uniform: float | Tensor) -> Tensor:
+    """The token of (..., v) at ``uniform`` (...) in [0, 1) of the cumulative distribution."""
     sums = logits.double().softmax(dim=-1).cumsum(dim=-1)
-    token = torch.searchsorted(sums, sums.new_tensor([uniform * float(sums[-1])]), right=True)[0]
-    return token.clamp(max=int((logits > -math.inf).nonzero()[-1]))  # rounding must not end behind the last one
+    at = torch.as_tensor(uniform, dtype=sums.dtype, device=sums.device)[..., None] * sums[..., -1:]
+    token = torch.searchsorted(sums, at, right=True)[..., 0]
+    last = logits.shape[-1] - 1 - (logits > -math.inf).flip(-1).int().argmax(dim=-1)
+    return torch.minimum(token, last)  # rounding must not end behind the last one that can be drawn
 
 
 @dataclass(frozen=True)
@@ -157,24 +159,25 @@ class Sampler:
         check_finite(logits)
         best = greedy(logits).tolist()  # of all rows at once: the usual case needs no more
         forced = forced or [None] * len(self.params)
-        choices = []
-        for row, must in enumerate(forced):
-            token = best[row] if self.is_plain(row) else self._draw(row, logits[row])
-            choices.append(self.take(row, token if must is None else must, logits[row]))
-        return choices
+        return [self.choose(row, logits[row], best[row], must) for row, must in enumerate(forced)]
+
+    def choose(self, row: int, logits: Tensor, best: int, must: int | None = None) -> Choice:
+        """One row's choice from logits (v,), of which ``best`` is the most likely; ``must`` as ``forced`` above."""
+        token = best if self.is_plain(row) else self._draw(row, logits)
+        return self.take(row, token if must is None else must, logits)
 
     def is_plain(self, row: int) -> bool:
         """Whether the row always takes the model's most likely token."""
         params = self.params[row]
         return params.temperature == 0 and not params.counts_tokens and not params.logit_bias
 
-    def take(self, row: int, token: int, logits: Tensor) -> Choice:
-        """Note that the row has taken ``token``; what there is to say of it under the model's logits (v,)."""
+    def take(self, row: int, token: int, logits: Tensor | None) -> Choice:
+        """Note that the row has taken ``token``; what there is to say of it under the model's logits (v,), if any."""
         self._answers[row].append(token)
         return _choice(logits, token, self.params[row].logprobs)
 
     def shaped(self, row: int, logits: Tensor, more: Sequence[int] = ()) -> Tensor:
-        """Logits (v,) that the row's draw is made of; ``more`` tokens count as its latest. Greedy: nothing is cut."""
+        """Logits (..., v) that the row's draw is made of; ``more`` tokens count as its latest. Greedy cuts nothing."""
         params = self.params[row]
         logits = bias(logits, params.logit_bias)
         if params.counts_tokens:
@@ -187,6 +190,10 @@ class Sampler:
     def uniform(self, row: int) -> float:
         """The row's next number in [0, 1)."""
         return float(torch.rand((), generator=self._generators[row], dtype=torch.float64))
+
+    def uniforms(self, row: int, count: int) -> Tensor:
+        """The row's next numbers in [0, 1), (count,)."""
+        return torch.rand(count, generator=self._generators[row], dtype=torch.float64)
 
     def _draw(self, row: int, logits: Tensor) -> int:
         uniform, logits = self.uniform(row), self.shaped(row, logits)
@@ -221,8 +228,8 @@ def check_finite(logits: Tensor) -> None:
         raise ValueError(f"row {row} of the logits has no finite maximum ({float(best[row])}): nothing can be drawn")
 
 
-def _choice(logits: Tensor, token: int, wanted: int | None) -> Choice:
-    if wanted is None:
+def _choice(logits: Tensor | None, token: int, wanted: int | None) -> Choice:
+    if wanted is None or logits is None:
         return Choice(token)
     logprobs = logits.log_softmax(dim=-1)
     values, tokens = logprobs.topk(min(wanted, logits.shape[-1]))

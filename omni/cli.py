@@ -221,11 +221,22 @@ def _chat_arguments(parser: Parser) -> None:
         metavar="N",
         help="tokens that the model's prediction block drafts at most, to be read in one pass (default: 0, none)",
     )
+    blocks = parser.add_argument_group("block diffusion")
+    blocks.add_argument("--decode", choices=["plain", "diffusion"], default="plain", help="(default: plain)")
+    blocks.add_argument("--block", type=whole(1, 1024), help="tokens denoised together (default: the model's)")
+    blocks.add_argument("--steps", type=whole(1, 1024), help="passes over a block, at most (default: the model's)")
+    blocks.add_argument("--threshold", type=number(0, 1), help="what is surer is kept at once (default: the model's)")
+    blocks.add_argument("--lossless", action="store_true", default=None, help="keep what plain decoding would write")
 
 
 def _chat(args: Arguments) -> Any:
     if args.json and not args.message:
         raise UsageError("--json needs a message: a conversation is not one document")
+    of_blocks = given(args, "block", "steps", "threshold", "lossless")
+    if of_blocks and args.decode == "plain":
+        raise UsageError(f"{', '.join(f'--{name}' for name in of_blocks)} belong to --decode diffusion")
+    if args.drafts and args.decode != "plain":
+        raise UsageError(f"--drafts and --decode {args.decode} cannot be used together")
     from omni.pipelines.chat import Chat, terminal
     from omni.tokenizers.image import open_image
 
@@ -238,6 +249,8 @@ def _chat(args: Arguments) -> Any:
         "thinking": args.thinking,
         "seed": args.seed,
         "drafts": args.drafts,
+        "decode": args.decode,
+        **of_blocks,
     }
     messages = [{"role": "system", "content": args.system}] if args.system else []
     if not args.message:
@@ -252,7 +265,15 @@ def _chat(args: Arguments) -> Any:
         "finish_reason": reply.finish_reason,
         "tokens": reply.tokens,
         "seed": args.seed,
+        **_took(reply.usage.denoising),
     }
+
+
+def _took(denoising: Any) -> dict[str, Any]:
+    """What a denoised answer took."""
+    if denoising is None:
+        return {}
+    return {"passes": denoising.passes, "commits": denoising.commits, "tokens_per_pass": denoising.tokens_per_pass}
 
 
 # -- train -------------------------------------------------------------------------------------------------

@@ -4,22 +4,25 @@
                                       └── the last conversation's cache, where the new prompt continues it
 
 A list of conversations is a batch: its rows get the answers that they would get alone. With ``drafts`` several tokens
-are written at a time (:mod:`omni.decoders.speculative`).
+are written at a time (:mod:`omni.decoders.speculative`), or with ``decode="diffusion"``
+(:mod:`omni.decoders.block_diffusion`).
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from omni.decoders.autoregressive import Event, Row, generate
+from omni.decoders.block_diffusion import Denoising, diffuse, diffuse_lossless
 from omni.decoders.budget import ReasoningBudget
 from omni.decoders.sampling import SamplingParams
 from omni.decoders.speculative import Acceptance, DraftLength, speculate
 from omni.inputs import Inputs
 from omni.model import Omni
+from omni.pipelines.diffusing import DiffusingReader, Diffusion, diffusion_of
 from omni.pipelines.drafting import ROLLBACKS, DraftingReader, draft_cost
 from omni.pipelines.reader import CHUNK, Kept, Reader
 from omni.pipelines.replies import BEGIN, END, Part, ReplyParser, ToolCall
@@ -33,7 +36,8 @@ class Usage:
     prompt_tokens: int
     completion_tokens: int
     reused_tokens: int = 0  # of the prompt, that were in the cache already
-    drafts: Acceptance | None = None  # None: every token had a pass of its own
+    drafts: Acceptance | None = None  # None: nothing was drafted
+    denoising: Denoising | None = None  # None: every token had a pass of its own, or drafts
 
 
 @dataclass(frozen=True)
@@ -126,6 +130,12 @@ class Chat:
         media: dict[str, Any] | None = None,
         drafts: int = 0,
         adaptive: bool = True,
+        decode: str = "plain",
+        block: int | None = None,
+        steps: int | None = None,
+        threshold: float | None = None,
+        lossless: bool = False,
+        ablate: Collection[str] = (),
         **sampling: Any,
     ) -> Reply | list[Reply] | Iterator[Delta]:
         """Answer one conversation, or a list of them.
@@ -144,6 +154,11 @@ class Chat:
                 the answer stays what it is (greedy), or its distribution does. A seed draws another answer with than
                 without. 0: none.
             adaptive: draft fewer where few hold.
+            decode: "diffusion" denoises a ``block`` of tokens together, in at most ``steps`` passes; what is surer than
+                ``threshold`` is kept at once. Default: as the model was trained. It is another distribution than that
+                of plain decoding; with ``lossless`` the context tower judges every block, and the answer is the plain
+                one, for the same seed too.
+            ablate: leave out of it ``"seeds"``, ``"remask"`` or ``"time"``, to see what they are worth.
             sampling: fields of ``SamplingParams`` (temperature, top_p, top_k, min_p, penalties, logit_bias,
                 logprobs); default: the checkpoint's own.
 
@@ -152,7 +167,10 @@ class Chat:
         batched = bool(messages) and isinstance(messages[0], list)
         conversations = messages if batched else [messages]
         params = self._params(len(conversations), seed, sampling)
-        length = self._length(drafts, adaptive)
+        options = {"block": block, "steps": steps, "threshold": threshold, "lossless": lossless, "ablate": ablate}
+        way = diffusion_of(self.model, decode, **options) or self._length(drafts, adaptive)
+        if drafts and isinstance(way, Diffusion):
+            raise ValueError(f"drafts is {drafts} and decode is {decode!r}; one of them can be used")
         thinking = True if thinking is None and budget is not None else thinking
         with torch.inference_mode():
             inputs = self.model.prepare(conversations, thinking=thinking, tools=tools, **(media or {}))
@@ -166,7 +184,7 @@ class Chat:
             decoder = StreamDecoder(self.model.tokenizer, special=True)
             rows.append(Row(one, decoder, limit, self._ends(), stops, ids, control))
             parsers.append(ReplyParser(opened, _offered(tools, conversation)))
-        deltas = self._deltas(inputs, rows, parsers, length)
+        deltas = self._deltas(inputs, rows, parsers, way)
         if stream:
             return deltas
         replies = _collect(deltas, rows)
@@ -219,33 +237,42 @@ class Chat:
     # -- the answer --------------------------------------------------------------------------------------
 
     def _deltas(
-        self, inputs: Inputs, rows: list[Row], parsers: list[ReplyParser], length: DraftLength | None
+        self, inputs: Inputs, rows: list[Row], parsers: list[ReplyParser], way: DraftLength | Diffusion | None
     ) -> Iterator[Delta]:
-        kept, room = self._reusable(inputs, length is not None), rows[0].max_new_tokens
-        drafts = [Acceptance() if length else None for _ in rows]
-        if length is None:
-            reader = Reader(self.model, inputs, kept, room)
-            events = generate(reader.read(self.chunk), rows, reader.step, reader.keep)
-        else:
-            reader = DraftingReader(self.model, inputs, kept, room, self.rollback)
-            events = speculate(reader.read(self.chunk), rows, reader, length, drafts)
+        kept = self._reusable(inputs, isinstance(way, DraftLength))
+        reader, events, took = self._begin(inputs, rows, kept, way)
         counts = [0] * len(rows)
         try:
             for event in events:
                 row = event.row
                 counts[row] += 1
-                usage = Usage(len(rows[row].prompt), counts[row], reader.reused, drafts[row])
+                usage = Usage(len(rows[row].prompt), counts[row], reader.reused, **took[row])
                 yield from self._read_event(event, parsers[row], usage)
         finally:
             if len(rows) == 1 and reader.settled:
                 self._kept = Kept(inputs, reader.fed, reader.cache, reader.drafts())
 
-    def _reusable(self, inputs: Inputs, drafting: bool) -> Kept | None:
-        """The cache of the last conversation, if this one continues it. It is given away: the answer changes it."""
-        kept, self._kept = self._kept, None
-        if kept is None or inputs.input_ids.shape[0] != 1 or (drafting and kept.drafts is None):
-            return None
-        return kept if kept.begins(inputs) else None
+    def _begin(
+        self, inputs: Inputs, rows: list[Row], kept: Kept | None, way: DraftLength | Diffusion | None
+    ) -> tuple[Reader, Iterator[Event], list[dict[str, Any]]]:
+        """What reads, the loop over it, and of each row the counts that its usage tells."""
+        room = rows[0].max_new_tokens
+        if way is None:
+            reader = Reader(self.model, inputs, kept, room)
+            return reader, generate(reader.read(self.chunk), rows, reader.step, reader.keep), [{} for _ in rows]
+        if isinstance(way, DraftLength):
+            drafts = [Acceptance() for _ in rows]
+            reader = DraftingReader(self.model, inputs, kept, room, self.rollback)
+            events = speculate(reader.read(self.chunk), rows, reader, way, drafts)
+            return reader, events, [{"drafts": own} for own in drafts]
+        took = [Denoising() for _ in rows]
+        reader = DiffusingReader(self.model, inputs, kept, room, self.rollback, way.ablate)
+        logits = reader.read(self.chunk)
+        if way.lossless:
+            events = diffuse_lossless(logits, rows, reader, way.unmasking, took)
+        else:
+            events = diffuse(rows, reader, way.unmasking, took)
+        return reader, events, [{"denoising": own} for own in took]
 
     def _read_event(self, event: Event, parser: ReplyParser, usage: Usage) -> Iterator[Delta]:
         """An event as deltas; those of the row's last event end with the finish reason."""

@@ -274,6 +274,13 @@ class Chat:
             events = diffuse(rows, reader, way.unmasking, took)
         return reader, events, [{"denoising": own} for own in took]
 
+    def _reusable(self, inputs: Inputs, drafting: bool) -> Kept | None:
+        """The cache of the last conversation, if this one continues it. It is given away: the answer changes it."""
+        kept, self._kept = self._kept, None
+        if kept is None or inputs.input_ids.shape[0] != 1 or (drafting and kept.drafts is None):
+            return None
+        return kept if kept.begins(inputs) else None
+
     def _read_event(self, event: Event, parser: ReplyParser, usage: Usage) -> Iterator[Delta]:
         """An event as deltas; those of the row's last event end with the finish reason."""
         parts = parser.feed(event.text)

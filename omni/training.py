@@ -2,7 +2,7 @@
 
     batches(step)  ──>  read: next token of the answers, glyph under each patch
                         draw: velocity of noisy pictures over one reading of the caption
-                        talk: next token of packed dialogues
+                        talk, reason: next token of packed dialogues
                         watch, listen, film, look: next token of the answers, what is seen or heard at each token
                         distil: what a frozen teacher does between a few noise levels
                         animate, act: velocity of noisy videos, their sounds, robots' actions; where things are
@@ -64,6 +64,7 @@ from omni.recipe import (
     DistilPlan,
     DrawPlan,
     ReadPlan,
+    ReasonPlan,
     Recipe,
     SensePlan,
     TalkPlan,
@@ -188,9 +189,15 @@ class OmniTraining(L.LightningModule):
         }
 
     def talk_losses(self, plan: TalkPlan, batch: TalkBatch) -> dict[str, tuple[float, Tensor]]:
+        return self._packed("talk", plan.weight, batch)
+
+    def reason_losses(self, plan: ReasonPlan, batch: TalkBatch) -> dict[str, tuple[float, Tensor]]:
+        return self._packed("reason", plan.weight, batch)
+
+    def _packed(self, kind: str, weight: float, batch: TalkBatch) -> dict[str, tuple[float, Tensor]]:
         hidden = self.model.read(Inputs(batch.input_ids, segments=batch.segments))
-        said = {"talk": (plan.weight, losses.next_token(self.model.predict(hidden), batch.labels))}
-        return said | self.drafts.parts("talk", batch.labels, batch.segments)
+        said = {kind: (weight, losses.next_token(self.model.predict(hidden), batch.labels))}
+        return said | self.drafts.parts(kind, batch.labels, batch.segments)
 
     def animate_losses(self, plan: AnimatePlan, batch: RolloutBatch) -> dict[str, tuple[float, Tensor]]:
         context, _ = read_prompts(self.model, batch.input_ids, batch.mask)

@@ -43,6 +43,9 @@ class DraftLosses:
         if self.plan is None:
             return {}
         (embedded, hidden), self.called = self.called, None
+        rows = max(1, round(self.plan.share * len(labels)))
+        embedded, hidden, labels = (t[:rows] for t in (embedded, hidden, labels))
+        segments = None if segments is None else segments[:rows]
         weight, found = self.plan.weight / self.plan.depth, {}
         ahead = range(1, min(self.plan.depth, labels.shape[1] - 2) + 1)
         for k, g in zip(ahead, self._steps(embedded, hidden, len(ahead), segments), strict=True):

@@ -196,7 +196,9 @@ class OmniTraining(L.LightningModule):
 
     def _packed(self, kind: str, weight: float, batch: TalkBatch) -> dict[str, tuple[float, Tensor]]:
         hidden = self.model.read(Inputs(batch.input_ids, segments=batch.segments))
-        said = {kind: (weight, losses.next_token(self.model.predict(hidden), batch.labels))}
+        own = batch.labels[:, 1:] != losses.IGNORED  # the head is as large as a layer
+        logits = self.model.predict(hidden[:, :-1][own])
+        said = {kind: (weight, losses.tokens(logits[None], batch.labels[:, 1:][own][None]))}
         return said | self.drafts.parts(kind, batch.labels, batch.segments)
 
     def animate_losses(self, plan: AnimatePlan, batch: RolloutBatch) -> dict[str, tuple[float, Tensor]]:

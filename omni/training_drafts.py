@@ -71,12 +71,13 @@ class DraftLosses:
 
     def _loss(self, g: Tensor, hidden: Tensor, targets: Tensor, k: int) -> Tensor:
         """Of states (b, m, d) whose tokens are ``targets`` (b, m); the trunk says those k places further on."""
-        logits = self.model.predict(g)
+        own = targets != losses.IGNORED
+        logits = self.model.predict(g[own])
         if not self.plan.boost:
-            return losses.tokens(logits, targets)
+            return losses.tokens(logits[None], targets[own][None])
         with torch.no_grad():
-            taught = self.model.predict(hidden[:, k:-1])
-        return losses.forward_kl(logits, taught, targets != losses.IGNORED, self.plan.temperature)
+            taught = self.model.predict(hidden[:, k:-1][own])
+        return losses.forward_kl(logits, taught, own[own], self.plan.temperature)
 
 
 def _targets(labels: Tensor, segments: Tensor | None, k: int) -> Tensor:

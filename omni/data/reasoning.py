@@ -11,7 +11,6 @@ belongs to is decided by its working.
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import takewhile
 from random import Random
 
 from omni.data import HELD_OUT_SEEDS

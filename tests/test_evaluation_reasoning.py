@@ -20,7 +20,8 @@ def replying(monkeypatch, reply):
     """Every chat answers with what ``reply`` makes of a problem."""
 
     def answer(chat, conversations, **options):
-        assert options["temperature"] == 0 and options["thinking"]
+        assert options["temperature"] == 0
+        assert options["thinking"]
         return [reply(PROBLEMS[conversation[-1]["content"]]) for conversation in conversations]
 
     monkeypatch.setattr(Chat, "__call__", answer)

@@ -15,7 +15,7 @@ from omni.data.reasoning_batches import reason_batch
 from omni.losses import IGNORED
 from omni.tokenizers.bytes import ByteTokenizer
 
-CASES = 40
+CASES = 25
 
 
 class Words:
@@ -74,7 +74,8 @@ def looked_up(question: str) -> str:
     if how == "total":
         return str(sum(int(row[head]) for row in table))
     values = sorted(int(row[head]) for row in table)
-    assert how == "largest" and values[-1] > values[-2]
+    assert how == "largest"
+    assert values[-1] > values[-2]
     return max(table, key=lambda row: int(row[head]))["name"]
 
 
@@ -155,8 +156,8 @@ def test_problems_are_short_plain_text_and_grow_with_the_level(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_nothing_held_out_is_ever_trained(kind):
     level = 1  # the fewest problems, so that they would meet
-    held_out = {sample_problem(s, kind, level).working for s in range(300)}
-    trained = {sample_problem(TRAIN_SEEDS.start + s, kind, level).working for s in range(300)}
+    held_out = {sample_problem(s, kind, level).working for s in range(150)}
+    trained = {sample_problem(TRAIN_SEEDS.start + s, kind, level).working for s in range(150)}
     assert not held_out & trained
     assert sample_problem(HELD_OUT_SEEDS[-1], kind).working not in trained
 
@@ -187,12 +188,18 @@ def test_a_verdict_tells_answers_workings_and_their_first_wrong_line_apart():
         problem, problem.answer, problem.working
     )
     right = check(problem, problem.answer, problem.working)
-    assert right.answer and right.working and right.lines == 1
+    assert right.answer
+    assert right.working
+    assert right.lines == 1
     wrong = check(problem, problem.answer + "0", "\n".join([lines[0], "?", *lines[2:]]))
-    assert not wrong.answer and not wrong.working and wrong.lines == 1 / len(lines)
+    assert not wrong.answer
+    assert not wrong.working
+    assert wrong.lines == 1 / len(lines)
     assert check(problem, problem.answer, "").lines == 0
     more = check(problem, problem.answer, problem.working + "\n1+1=2 2")
-    assert more.answer and not more.working and more.lines == 1
+    assert more.answer
+    assert not more.working
+    assert more.lines == 1
 
 
 # -- batches -----------------------------------------------------------------------------------------------------------
@@ -211,7 +218,8 @@ def test_batches_hold_whole_problems_and_learn_workings_and_answers_only():
             text = Words.tokenizer.decode(ids[own].tolist(), special=True)
             said = Words.tokenizer.decode(labels[own & (labels != IGNORED)].tolist(), special=True)
             assert text.startswith("<|im_start|>user\n")
-            assert text.endswith(f"<think>{said}\n") and said.endswith("<|im_end|>")
+            assert text.endswith(f"<think>{said}\n")
+            assert said.endswith("<|im_end|>")
             assert "\n</think>\n" in said
     assert torch.equal(batch.labels[padding], torch.full_like(batch.labels[padding], IGNORED))
 
@@ -220,8 +228,9 @@ def test_batches_weigh_kinds_and_levels():
     batch = reason_batch(0, 2, 256, Words, kinds={"sum": 1.0}, levels={1: 1.0})
     text = Words.tokenizer.decode(batch.input_ids[0].tolist())
     asked = re.findall(r"user\n(.*)", text)
-    assert asked and all(re.search(r"\d+\+\d+", question) for question in asked)
+    assert asked
+    assert all(re.search(r"\d+\+\d+", question) for question in asked)
     with pytest.raises(ValueError, match="must be one of"):
         reason_batch(0, 2, 256, Words, kinds={"poem": 1.0})
-    with pytest.raises(ValueError, match="takes .* tokens; the rows have 8"):
+    with pytest.raises(ValueError, match=r"takes \d+ tokens; the rows have 8"):
         reason_batch(0, 2, 8, Words)

@@ -22,7 +22,7 @@ LEVELS = (1, 2, 3)
 HELD_OUT_ONE_IN = 8
 """Of all workings, one in so many belongs to held-out seeds."""
 
-MAX_LENGTH = 250
+MAX_LENGTH = 200
 """Characters of a question with its working and its answer, at most."""
 
 KINDS: dict[str, tuple[float, Callable[[Random, int], Solved]]] = {  # name -> (weight, problems)

@@ -1,6 +1,7 @@
 """Batches of the reasoning world: problems packed into rows, so that few tokens are padding."""
 
 from collections.abc import Iterator
+from itertools import count
 from random import Random
 
 import torch
@@ -11,6 +12,8 @@ from omni.data.reasoning import KINDS, LEVELS, sample_reasoning
 from omni.losses import IGNORED
 
 AT_ONCE = 4096  # seeds that belong to a batch
+ROOM = 256
+"""Tokens of a row with room for any problem: its characters and the marks of the chat around it."""
 MISSES = 8
 """Problems in a row that fit nowhere: then the rows are full."""
 
@@ -25,8 +28,8 @@ def reason_batch(
 ) -> TalkBatch:
     """``size`` rows of ``width`` tokens; each problem goes into the first row with room for it.
 
-    ``kinds`` and ``levels`` weigh the problems by name and by how hard they are. ValueError for unknown ones, or where
-    a row is too short for a problem.
+    ``kinds`` and ``levels`` weigh the problems by name and by how hard they are. Negative seeds, a few hundred of them,
+    draw held-out problems. ValueError for unknown kinds and levels, or where a row is too short for a problem.
     """
     kinds = kinds or {name: weight for name, (weight, _) in KINDS.items()}
     levels = levels or dict.fromkeys(LEVELS, 1.0)
@@ -50,7 +53,7 @@ def _problems(
 ) -> Iterator[tuple[list[int], list[int]]]:
     """Ids and labels of one problem after the other."""
     rng = Random(f"reasoned {seed}")
-    for at in TRAIN_SEEDS[seed * AT_ONCE :]:
+    for at in count(TRAIN_SEEDS.start + seed * AT_ONCE):
         kind = rng.choices(list(kinds), list(kinds.values()))[0]
         level = rng.choices(list(levels), list(levels.values()))[0]
         messages = sample_reasoning(at, kind, level)

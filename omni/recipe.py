@@ -129,20 +129,45 @@ class TalkPlan:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReasonPlan:
+    """Problems with their working, packed into ``size`` rows of ``width`` tokens.
+
+    ``kinds`` weighs them by name, by default as :mod:`omni.data.reasoning` does; ``levels`` by how hard they are.
+    """
+
+    size: int
+    width: int = 256
+    kinds: dict[str, float] | None = None
+    levels: dict[int, float] | None = None
+    weight: float = 1.0
+    every: int = 1
+
+    def __post_init__(self) -> None:
+        _check_weights(self)
+        _check_counts(self, "size", "width", "every")
+        for name in ("kinds", "levels"):
+            if getattr(self, name) is not None:
+                _check_mixture(self, name, name)
+
+
+@dataclass(frozen=True, kw_only=True)
 class PredictPlan:
     """The prediction block's part in every text that is learnt: ``depth`` steps ahead, which share ``weight``.
 
     ``boost``: it learns the trunk's own distributions at a ``temperature``, not the tokens. The trunk must be frozen.
+    ``share``: of each batch's rows, those that it learns from; all its steps together cost as much as a small trunk.
     """
 
     depth: int = 2
     weight: float = 0.3
+    share: float = 1.0
     boost: bool = False
     temperature: float = 2.0
 
     def __post_init__(self) -> None:
         _check(self, "depth", 1, 32, whole=True)
         _check(self, "weight", 0)
+        _check(self, "share", 0, 1)
         _check(self, "temperature", 1e-3, 1e3)
         _require(isinstance(self.boost, bool), f"PredictPlan.boost is {self.boost!r}; it must be true or false")
 
@@ -366,6 +391,7 @@ PLANS = {
     "act": ActPlan,
     "distil": DistilPlan,
     "diffuse": DiffusePlan,
+    "reason": ReasonPlan,
 }
 """What a stage can hold, each with its plan."""
 
@@ -391,6 +417,7 @@ class Stage:
     act: ActPlan | None = None
     distil: DistilPlan | None = None
     diffuse: DiffusePlan | None = None
+    reason: ReasonPlan | None = None
 
     def __post_init__(self) -> None:
         others = [kind for kind in PLANS if kind != "distil" and getattr(self, kind) is not None]

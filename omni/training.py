@@ -2,7 +2,7 @@
 
     batches(step)  ──>  read: next token of the answers, glyph under each patch
                         draw: velocity of noisy pictures over one reading of the caption
-                        talk: next token of packed dialogues
+                        talk, reason: next token of packed dialogues
                         watch, listen, film, look: next token of the answers, what is seen or heard at each token
                         distil: what a frozen teacher does between a few noise levels
                         diffuse: tokens under the masks of a block, behind the text before it
@@ -67,6 +67,7 @@ from omni.recipe import (
     DistilPlan,
     DrawPlan,
     ReadPlan,
+    ReasonPlan,
     Recipe,
     SensePlan,
     TalkPlan,
@@ -194,9 +195,17 @@ class OmniTraining(L.LightningModule):
         }
 
     def talk_losses(self, plan: TalkPlan, batch: TalkBatch) -> dict[str, tuple[float, Tensor]]:
+        return self._packed("talk", plan.weight, batch)
+
+    def reason_losses(self, plan: ReasonPlan, batch: TalkBatch) -> dict[str, tuple[float, Tensor]]:
+        return self._packed("reason", plan.weight, batch)
+
+    def _packed(self, kind: str, weight: float, batch: TalkBatch) -> dict[str, tuple[float, Tensor]]:
         hidden = self.model.read(Inputs(batch.input_ids, segments=batch.segments))
-        said = {"talk": (plan.weight, losses.next_token(self.model.predict(hidden), batch.labels))}
-        return said | self.drafts.parts("talk", batch.labels, batch.segments)
+        own = batch.labels[:, 1:] != losses.IGNORED  # the head is as large as a layer
+        logits = self.model.predict(hidden[:, :-1][own])
+        said = {kind: (weight, losses.tokens(logits[None], batch.labels[:, 1:][own][None]))}
+        return said | self.drafts.parts(kind, batch.labels, batch.segments)
 
     def diffuse_losses(self, plan: DiffusePlan, batch: TextBatch) -> dict[str, tuple[float, Tensor]]:
         return self.diffusion.losses(self.model, plan, batch)

@@ -15,13 +15,15 @@ from torch import Tensor
 
 from omni.data.batches import read_batch
 from omni.data.demonstrations import Demonstrations
+from omni.data.reasoning import LEVELS
+from omni.data.reasoning_batches import ROOM, reason_batch
 from omni.data.scenes import CATEGORIES, check, sample_prompt
 from omni.data.worlds import act_batch, animate_batch
 from omni.families import save
 from omni.inputs import Inputs
-from omni.losses import next_token
+from omni.losses import IGNORED, next_token
 from omni.pipelines.images import TextToImage, contact_sheet, save_png
-from omni.recipe import ActPlan, AnimatePlan
+from omni.recipe import ActPlan, AnimatePlan, ReasonPlan
 from omni.tensorfile import write_json
 from omni.training import OmniTraining, encoding
 from omni.training_models import write_folder
@@ -32,8 +34,8 @@ PROMPTS = 12
 
 class Probe(L.Callback):
     """Every ``every`` steps: held-out reading loss with the page, with a blank page and with another row's page; a
-    sheet of pictures with how many show what was asked; errors of videos and actions, and their controls. Lines go to
-    ``probes.csv``, sheets to ``samples/``."""
+    sheet of pictures with how many show what was asked; losses of problems; errors of videos and actions; and their
+    controls. Lines go to ``probes.csv``, sheets to ``samples/``."""
 
     def __init__(self, out: Path, every: int) -> None:
         self.out, self.every = out, every
@@ -50,6 +52,8 @@ class Probe(L.Callback):
                 row |= reading(module, stage.read.mixture)
             if stage.draw is not None or stage.distil is not None:
                 row |= drawing(module, self.out / "samples" / f"{trainer.global_step:06d}.png")
+            if stage.reason is not None:
+                row |= solving(module, stage.reason)
             for kind in ("animate", "act"):
                 if getattr(stage, kind) is not None:
                     row |= denoising(module, kind, getattr(stage, kind))
@@ -128,6 +132,20 @@ def drawing(module: OmniTraining, path: Path) -> dict[str, float]:
     path.parent.mkdir(parents=True, exist_ok=True)
     save_png(sheet.resize((sheet.width * 2, sheet.height * 2), Image.Resampling.NEAREST), path)
     return {"drawn_right": sum(right) / PROMPTS}
+
+
+def solving(module: OmniTraining, plan: ReasonPlan) -> dict[str, float]:
+    """Held-out loss of each level, and of the easiest without its questions, which must be worse."""
+
+    def loss(level: int, blind: bool = False) -> float:
+        batch = reason_batch(-HELD_OUT, 8, ROOM, encoding(module.model), plan.kinds, {level: 1.0})
+        batch = batch.to(module.device)
+        pad = module.model.config.special_tokens["pad"]
+        ids = batch.input_ids.masked_fill(batch.labels == IGNORED, pad) if blind else batch.input_ids
+        hidden = module.model.read(Inputs(ids, segments=batch.segments))
+        return float(next_token(module.model.predict(hidden), batch.labels))
+
+    return {f"reason_{level}": loss(level) for level in LEVELS} | {"reason_blind": loss(LEVELS[0], blind=True)}
 
 
 def denoising(module: OmniTraining, kind: str, plan: AnimatePlan | ActPlan) -> dict[str, float]:

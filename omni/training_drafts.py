@@ -43,6 +43,9 @@ class DraftLosses:
         if self.plan is None:
             return {}
         (embedded, hidden), self.called = self.called, None
+        rows = max(1, round(self.plan.share * len(labels)))
+        embedded, hidden, labels = (t[:rows] for t in (embedded, hidden, labels))
+        segments = None if segments is None else segments[:rows]
         weight, found = self.plan.weight / self.plan.depth, {}
         ahead = range(1, min(self.plan.depth, labels.shape[1] - 2) + 1)
         for k, g in zip(ahead, self._steps(embedded, hidden, len(ahead), segments), strict=True):
@@ -68,12 +71,13 @@ class DraftLosses:
 
     def _loss(self, g: Tensor, hidden: Tensor, targets: Tensor, k: int) -> Tensor:
         """Of states (b, m, d) whose tokens are ``targets`` (b, m); the trunk says those k places further on."""
-        logits = self.model.predict(g)
+        own = targets != losses.IGNORED
+        logits = self.model.predict(g[own])
         if not self.plan.boost:
-            return losses.tokens(logits, targets)
+            return losses.tokens(logits[None], targets[own][None])
         with torch.no_grad():
-            taught = self.model.predict(hidden[:, k:-1])
-        return losses.forward_kl(logits, taught, targets != losses.IGNORED, self.plan.temperature)
+            taught = self.model.predict(hidden[:, k:-1][own])
+        return losses.forward_kl(logits, taught, own[own], self.plan.temperature)
 
 
 def _targets(labels: Tensor, segments: Tensor | None, k: int) -> Tensor:

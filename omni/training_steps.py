@@ -12,6 +12,7 @@ from torch.utils.data import IterableDataset
 from omni.data.batches import DrawBatch, Encoding, ReadBatch, TalkBatch, draw_batch, read_batch, talk_batch
 from omni.data.demonstrations import Demonstrations
 from omni.data.documents import SIZES
+from omni.data.reasoning_batches import reason_batch
 from omni.data.rollout import FRAMES
 from omni.data.senses import SENSES as SENSE_BATCHES
 from omni.data.senses import SenseBatch
@@ -28,6 +29,7 @@ from omni.recipe import (
     DistilPlan,
     DrawPlan,
     ReadPlan,
+    ReasonPlan,
     Recipe,
     SensePlan,
     TalkPlan,
@@ -91,6 +93,9 @@ class Steps(IterableDataset):
 
     def _talk(self, seed: int, plan: TalkPlan) -> TalkBatch:
         return talk_batch(self._own(seed), plan.size, plan.width, self.encoding, plan.upsample)
+
+    def _reason(self, seed: int, plan: ReasonPlan) -> TalkBatch:
+        return reason_batch(self._own(seed), plan.size, plan.width, self.encoding, plan.kinds, plan.levels)
 
     def _animate(self, seed: int, plan: AnimatePlan) -> RolloutBatch:
         look = Random(f"animated {seed}")  # the same in every process

@@ -12,6 +12,7 @@
     policy      robots driven from pictures, in the simulator      controls: a blind policy, another's picture
     dynamics    videos of actions, actions of videos               controls: a frozen frame, another's actions or video
     text        held-out dialogues and tales                       control: another case's answer
+    reasoning   held-out problems with their working               control: another problem
     qa          your own questions about any medium
     compare     generated videos beside real ones                  control: the first frame, frozen
     clip        CLIP scores of pictures with their prompts         control: another prompt
@@ -29,7 +30,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from omni.evaluation import booklets, documents, draw, films, generated, motion, own, robots, sights, sound, text, video
+from omni.evaluation import (
+    booklets,
+    documents,
+    draw,
+    films,
+    generated,
+    motion,
+    own,
+    reasoning,
+    robots,
+    sights,
+    sound,
+    text,
+    video,
+)
 from omni.evaluation.report import Report, table
 from omni.model import Omni
 
@@ -82,6 +97,7 @@ TASKS = {
     "policy": Task("robots that reach their goal in the simulator", robots.policy, model="tiny-act"),
     "dynamics": Task("where actions lead, and which actions led there", robots.dynamics, model="tiny-act"),
     "text": Task("short answers and perplexity", text.run),
+    "reasoning": Task("problems with their working, and how it is written", reasoning.run, model="tiny-text"),
     "qa": Task("your own questions about any medium", own.qa, takes_data=True, needs_data=True),
     "compare": Task("generated videos beside real ones", generated.compare, needs_model=False),
     "clip": Task("CLIP scores of pictures with their prompts", generated.clip_score, needs_model=False),

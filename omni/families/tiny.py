@@ -14,7 +14,9 @@ from omni.config import (
     LatentConfig,
     MambaConfig,
     MediaConfig,
+    MLPConfig,
     MoEConfig,
+    MTPConfig,
     Normalizer,
     OmniConfig,
     RotaryConfig,
@@ -152,8 +154,26 @@ ACT = replace(
     ),
 )
 
+TEXT_CONTEXT = TowerConfig(
+    pattern="M*EM*E",
+    d_model=128,
+    mamba=MambaConfig(n_heads=4, head_dim=32, d_state=32, n_groups=1, chunk_size=32),
+    attention=AttentionConfig(n_heads=4, n_kv_heads=2, head_dim=32, qk_norm=True, rotary=RotaryConfig(theta=1000.0)),
+    mlp=MLPConfig(d_ff=256),  # of the block that drafts
+    moe=MoEConfig(n_experts=8, n_active_experts=2, d_ff=128, d_shared=192, d_latent=48, balance_loss=1e-3),
+)
+
+TEXT = OmniConfig(
+    vocab_size=320,
+    context=TEXT_CONTEXT,
+    mtp=MTPConfig(pattern="*-", depth=3),
+    max_positions=2048,
+    special_tokens={"bos": 1, "eos": [11, 2], "mask": 3, "pad": 21},
+)
+
 PRESETS = {
     "omni-tiny": TINY,
+    "omni-tiny-text": Preset(TEXT, "tiny-text"),
     "omni-tiny-animate": Preset(ANIMATE, "tiny-animate"),
     "omni-tiny-act": Preset(ACT, "tiny-act"),
 }

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from omni.data.batches import Batch, Encoding, answer_labels, pad_answers
+from omni.data.reasoning import sample_reasoning
 from omni.data.text import sample_text
 from omni.losses import IGNORED
 
-TEXTS: dict[str, Callable[[int], list[dict]]] = {"talk": sample_text}
+TEXTS: dict[str, Callable[[int], list[dict]]] = {"talk": sample_text, "reason": sample_reasoning}
 """Worlds of dialogues by name: messages of a seed."""
 
 TRIES = 1024  # texts in a row that may be too long before a width is refused

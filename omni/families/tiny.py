@@ -23,6 +23,7 @@ from omni.config import (
     SoundConfig,
     SoundLatentConfig,
     TimeConfig,
+    TokenDiffusionConfig,
     TowerConfig,
     VisionConfig,
     WalkConfig,
@@ -167,6 +168,8 @@ TEXT = OmniConfig(
     vocab_size=320,
     context=TEXT_CONTEXT,
     mtp=MTPConfig(pattern="*-", depth=3),
+    denoiser=replace(TEXT_CONTEXT, time=TimeConfig(mode="adaln")),
+    diffusion=TokenDiffusionConfig(),
     max_positions=2048,
     special_tokens={"bos": 1, "eos": [11, 2], "mask": 3, "pad": 21},
 )

@@ -160,6 +160,12 @@ def _animate_arguments(parser: Parser) -> None:
         metavar="KIND[=FILE]",
         help="edge, blur, depth, seg or wsm; without a file, edges and blur are drawn from the video",
     )
+    transfer.add_argument(
+        "--weights",
+        type=_weights,
+        metavar="KIND=W,...",
+        help="of several controls; only ratios count (default: 1 each)",
+    )
     transfer.add_argument("--strength", help="of edges and blur: very_low, low, medium, high or very_high")
     transfer.add_argument("--control-guidance", type=number(0, 100), help="1 is none (default: the control's)")
     transfer.add_argument("--chunk-frames", type=whole(1, 100_000), help="made at once of a long video (default: 93)")
@@ -169,6 +175,17 @@ def _animate_arguments(parser: Parser) -> None:
 
 def _numbers(text: str) -> tuple[int, ...]:
     return tuple(whole(0, 100_000)(part) for part in text.split(","))
+
+
+def _weights(text: str) -> dict[str, float]:
+    """Of controls: edge=0.7,depth=0.3"""
+    found: dict[str, float] = {}
+    for part in text.split(","):
+        name, equals, value = part.partition("=")
+        if not equals or name in found:
+            raise argparse.ArgumentTypeError(f"{part!r} is not KIND=WEIGHT of another control")
+        found[name] = number(0, 1e6)(value)
+    return found
 
 
 def _animate(args: Arguments) -> Any:
@@ -211,7 +228,7 @@ def _open(args: Arguments, pipeline: type) -> Any:
     return pipeline(load(args))
 
 
-_OF_TRANSFER = ("strength", "control_guidance", "chunk_frames")
+_OF_TRANSFER = ("weights", "strength", "control_guidance", "chunk_frames")
 
 
 def _transfer(args: Arguments, source: str | None, kind: str | None, prompt: Any) -> Any:
@@ -226,6 +243,9 @@ def _transfer(args: Arguments, source: str | None, kind: str | None, prompt: Any
     controls = {name: file or True for name, _, file in pairs}
     if source is None and True in controls.values():
         raise UsageError("a control without a file is drawn from a video; give one before the prompt")
+    without = [name for name in args.weights or () if name not in controls]
+    if without:
+        raise UsageError(f"--weights names {', '.join(without)}, for which there is no --control")
     names = ("frames", "fps", "height", "width", "aspect", "tier", *_OF_TRANSFER, *WALK)
     chosen = given(args, *names) | {"seed": args.seed}
     if args.negative is not None:

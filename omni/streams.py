@@ -6,9 +6,9 @@
 
 Tokens follow each other in this order; all streams begin at one moment behind the prompt. Frames that are given
 (:attr:`Scene.clean`) are told no noise level and do not move. Whole clips that are given beside the video
-(:attr:`Scene.controls`) stand before the streams and are not answered. With weights (:attr:`Scene.weights`) clips do
-not see each other, and the streams see each of them in turn (:mod:`omni.kernels.groups`). Source: ``reference`` cosmos3, sections 2.3 to
-2.5 and 4.6.
+(:attr:`Scene.controls`) stand before the streams and are not answered. With :attr:`Scene.weights` they do not see each
+other, and the streams see each of them in turn (:mod:`omni.kernels.groups`). Source: ``reference`` cosmos3, sections
+2.2 to 2.5 and 4.6.
 """
 
 import math

@@ -243,9 +243,9 @@ class Transfer(Animator):
             flags = torch.arange(state[VIDEO].shape[2], device=self.device)[None] < kept
             if given is not None:
                 state[VIDEO] = torch.cat([given.to(state[VIDEO]), state[VIDEO][:, :, kept:]], dim=2)
-            own_scene = replace(scene, fps=rate, clean={VIDEO: flags} if kept else {}, controls=controls)
+            shown = replace(scene, fps=rate, clean={VIDEO: flags} if kept else {}, controls=controls)
             title = f"transferring {number + 1} of {len(plan.chunks)}"
-            found, complete = self.denoise(*texts, state, own_scene, request.walk, fresh, on_step, title)
+            found, complete = self.denoise(*texts, state, shown, request.walk, fresh, on_step, title)
             own = [{"prompt": settings["prompt"], "seed": seed + number, **request.settings()}]
             made.append(Clips(found[VIDEO], request.fps, own, codec=self.codec, tiling=self.tiling, complete=complete))
             if not complete:

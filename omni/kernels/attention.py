@@ -54,7 +54,7 @@ def attend_in_groups_reference(q, k, v, groups, mask=None, scale=None):
     for i, weight in enumerate(groups.weights):
         seen = ((group == i) | (group == -1)).expand(1, 1, 1, m)
         found = attend_reference(q.to(w), k, v, False, seen if mask is None else seen & mask, scale)
-        share = (group == i).to(w) + weight * (group == -1)
+        share = (group == i).to(w) + weight * (group == -1).to(w)
         out = out + share[m - n :, None] * found
     return out.to(q.dtype)
 

@@ -47,7 +47,7 @@ class Groups:
             start += size
 
     def join(self, found: Iterable[Tensor], dim: int) -> Tensor:
-        """What was found of each group and the shared tokens along ``dim`` -> of all groups, then of the shared ones."""
+        """Inverse of :meth:`each`, without what was before: every group's own along ``dim``, then the shared mean."""
         own, mean = [], None
         for part, size, weight in zip(found, self.sizes, self.weights, strict=True):
             alone, shared = part.split([size, part.shape[dim] - size], dim)

@@ -2,6 +2,7 @@
 
 omni draw "prompt" -o x.png               omni act x.png "instruction" -o actions.json
 omni animate x.png "prompt" -o x.mp4      omni world x.png --actions actions.json -o x.mp4
+omni draw "instruction" --edit x.png -o y.png
 """
 
 import argparse
@@ -99,6 +100,7 @@ def _names(args: Arguments) -> list[Path]:
 def _draw_arguments(parser: Parser) -> None:
     parser.add_argument("prompt", metavar="PROMPT", help="what to draw; @FILE reads it, also a structured one as JSON")
     parser.add_argument("-o", "--out", type=Path, default=Path("out.png"), help="PNG to write (default: out.png)")
+    parser.add_argument("--edit", metavar="FILE", help="picture to change, as the prompt says")
     parser.add_argument(
         "--upsample",
         action=argparse.BooleanOptionalAction,
@@ -112,25 +114,39 @@ def _draw_arguments(parser: Parser) -> None:
 def _draw(args: Arguments) -> Any:
     _target(args, ".png")
     prompt = _prompt(args.prompt)
-    from omni.pipelines.images import TextToImage, contact_sheet, save_png
+    sources = [] if args.edit is None else [_picture(args)]
+    from omni.pipelines.images import ImageEdit, TextToImage, contact_sheet, save_png
 
     chosen = given(args, "upsample", "height", "width", "aspect", *WALK)
     if args.negative is not None:
         chosen["negative_prompt"] = _prompt(args.negative)
-    painter = TextToImage(load(args))
-    result = painter(prompt, seed=args.seed, count=args.count, on_step=_preview(args, painter.decode), **chosen)
+    painter = _open(args, ImageEdit if sources else TextToImage)
+    preview = _preview(args, painter.decode)
+    result = painter(*sources, prompt, seed=args.seed, count=args.count, on_step=preview, **chosen)
+    about = {"model": args.model} | ({"edited": args.edit} if sources else {})
     drawn = []
     for name, picture, settings, text in zip(_names(args), result.images, result.settings, result.prompts, strict=True):
-        settings = {**settings, "model": args.model, **({"upsampled": text} if settings["upsample"] else {})}
+        settings = {**settings, **about, **({"upsampled": text} if settings.get("upsample") else {})}
         save_png(picture, name, settings)
         say(args, str(name))
         if "upsampled" in settings and not args.json:
             print(f"drawn as: {text}", file=sys.stderr)
         drawn.append({"file": str(name), **settings})
     if args.count > 1:
-        save_png(contact_sheet(result.images), args.out, {"prompt": args.prompt, "model": args.model})
+        save_png(contact_sheet(result.images), args.out, {"prompt": args.prompt, **about})
         say(args, str(args.out))
     return drawn
+
+
+def _picture(args: Arguments) -> Any:
+    """The picture to edit; a bad one is refused before a model is loaded."""
+    if args.upsample is not None:
+        raise UsageError("--upsample is of prompts for new pictures; it cannot be used with --edit")
+    if _kind(args.edit) == "video":
+        raise UsageError(f"{args.edit} is a video; --edit takes a picture")
+    from omni.tokenizers.image import open_image
+
+    return open_image(args.edit)
 
 
 # -- animate -----------------------------------------------------------------------------------------------
@@ -404,7 +420,7 @@ def _answer_actions(args: Arguments, result: Any) -> Any:
     return answer
 
 
-DRAW = Command("draw pictures from a prompt", _draw_arguments, _draw)
+DRAW = Command("draw pictures from a prompt, or edit one", _draw_arguments, _draw, None)
 ANIMATE = Command("make a video of a prompt, from a picture or from another video", _animate_arguments, _animate, None)
 ACT = Command("say what a robot does next", _act_arguments, _act, "tiny-act")
 WORLD = Command("imagine where actions lead, or infer those of a video", _world_arguments, _world, "tiny-act")

@@ -133,7 +133,8 @@ def test_a_causal_call_over_a_context_continues_it(name):
 def in_groups(denoiser, cache, parts, weights):
     """Groups and, last, what they share, each at its own positions; -> hidden states of each."""
     sizes = [part.shape[1] for part in parts]
-    places = torch.cat([torch.arange(5, 5 + size) + 3 * i for i, size in enumerate(sizes)]).expand(3, len(cache), -1)
+    places = torch.cat([torch.arange(5, 5 + size) + 3 * i for i, size in enumerate(sizes)])
+    places = places.expand(3, cache.batch, -1)
     groups = Groups(tuple(sizes[:-1]), tuple(weights))
     return denoise(denoiser, torch.cat(parts, dim=1), cache, positions=places, groups=groups).split(sizes, dim=1)
 
@@ -162,11 +163,10 @@ def test_equal_groups_are_one_whatever_their_weights(name):
     context, denoiser = pair(name)
     cache, width = prompt(context), context.config.d_model
     group, shared = noise(2, 3, width, seed=3), noise(2, 4, width, seed=4)
-    places = torch.arange(3).repeat(3)[: 3 + 3 + 3].expand(3, 2, -1)
-    where = {"positions": torch.cat([places, torch.arange(4).expand(3, 2, -1)], dim=2)}
+    places = torch.cat([torch.arange(3).repeat(3), torch.arange(4)]).expand(3, 2, -1)
     groups = Groups((3, 3, 3), (0.5, 0.2, 0.3))
-    got = denoise(denoiser, torch.cat([group] * 3 + [shared], dim=1), cache, groups=groups, **where)
-    one = denoise(denoiser, torch.cat([group, shared], dim=1), cache, positions=where["positions"][:, :, 6:])
+    got = denoise(denoiser, torch.cat([group] * 3 + [shared], dim=1), cache, groups=groups, positions=places)
+    one = denoise(denoiser, torch.cat([group, shared], dim=1), cache, positions=places[:, :, 6:])
     close(got, torch.cat([one[:, :3]] * 3 + [one[:, 3:]], dim=1))
 
 

@@ -240,7 +240,7 @@ def test_a_request_of_too_many_tokens(edit, monkeypatch):
     assert edit(picture(32, 48), PROMPT, **FAST).complete
     with pytest.raises(ValueError, match="2 pictures of 32x48 pixels take 8 latent tokens; at most 4"):
         edit(picture(32, 48), PROMPT, count=2, **FAST)
-    with pytest.raises(ValueError, match="1 pictures of 1280x720 pixels take 7360 latent tokens"):
+    with pytest.raises(ValueError, match="1 pictures of 1280x720 pixels take 1840 latent tokens"):
         edit(picture(32, 48), PROMPT, aspect="9:16")
 
 

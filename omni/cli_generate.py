@@ -2,6 +2,7 @@
 
 omni draw "prompt" -o x.png               omni act x.png "instruction" -o actions.json
 omni animate x.png "prompt" -o x.mp4      omni world x.png --actions actions.json -o x.mp4
+omni draw "instruction" --edit x.png -o y.png
 """
 
 import argparse
@@ -99,6 +100,7 @@ def _names(args: Arguments) -> list[Path]:
 def _draw_arguments(parser: Parser) -> None:
     parser.add_argument("prompt", metavar="PROMPT", help="what to draw; @FILE reads it, also a structured one as JSON")
     parser.add_argument("-o", "--out", type=Path, default=Path("out.png"), help="PNG to write (default: out.png)")
+    parser.add_argument("--edit", metavar="FILE", help="picture to change, as the prompt says")
     parser.add_argument(
         "--upsample",
         action=argparse.BooleanOptionalAction,
@@ -112,25 +114,39 @@ def _draw_arguments(parser: Parser) -> None:
 def _draw(args: Arguments) -> Any:
     _target(args, ".png")
     prompt = _prompt(args.prompt)
-    from omni.pipelines.images import TextToImage, contact_sheet, save_png
+    sources = [] if args.edit is None else [_picture(args)]
+    from omni.pipelines.images import ImageEdit, TextToImage, contact_sheet, save_png
 
     chosen = given(args, "upsample", "height", "width", "aspect", *WALK)
     if args.negative is not None:
         chosen["negative_prompt"] = _prompt(args.negative)
-    painter = TextToImage(load(args))
-    result = painter(prompt, seed=args.seed, count=args.count, on_step=_preview(args, painter.decode), **chosen)
+    painter = _open(args, ImageEdit if sources else TextToImage)
+    preview = _preview(args, painter.decode)
+    result = painter(*sources, prompt, seed=args.seed, count=args.count, on_step=preview, **chosen)
+    about = {"model": args.model} | ({"edited": args.edit} if sources else {})
     drawn = []
     for name, picture, settings, text in zip(_names(args), result.images, result.settings, result.prompts, strict=True):
-        settings = {**settings, "model": args.model, **({"upsampled": text} if settings["upsample"] else {})}
+        settings = {**settings, **about, **({"upsampled": text} if settings.get("upsample") else {})}
         save_png(picture, name, settings)
         say(args, str(name))
         if "upsampled" in settings and not args.json:
             print(f"drawn as: {text}", file=sys.stderr)
         drawn.append({"file": str(name), **settings})
     if args.count > 1:
-        save_png(contact_sheet(result.images), args.out, {"prompt": args.prompt, "model": args.model})
+        save_png(contact_sheet(result.images), args.out, {"prompt": args.prompt, **about})
         say(args, str(args.out))
     return drawn
+
+
+def _picture(args: Arguments) -> Any:
+    """The picture to edit; a bad one is refused before a model is loaded."""
+    if args.upsample is not None:
+        raise UsageError("--upsample is of prompts for new pictures; it cannot be used with --edit")
+    if _kind(args.edit) == "video":
+        raise UsageError(f"{args.edit} is a video; --edit takes a picture")
+    from omni.tokenizers.image import open_image
+
+    return open_image(args.edit)
 
 
 # -- animate -----------------------------------------------------------------------------------------------
@@ -160,6 +176,12 @@ def _animate_arguments(parser: Parser) -> None:
         metavar="KIND[=FILE]",
         help="edge, blur, depth, seg or wsm; without a file, edges and blur are drawn from the video",
     )
+    transfer.add_argument(
+        "--weights",
+        type=_weights,
+        metavar="KIND=W,...",
+        help="of several controls; only ratios count (default: 1 each)",
+    )
     transfer.add_argument("--strength", help="of edges and blur: very_low, low, medium, high or very_high")
     transfer.add_argument("--control-guidance", type=number(0, 100), help="1 is none (default: the control's)")
     transfer.add_argument("--chunk-frames", type=whole(1, 100_000), help="made at once of a long video (default: 93)")
@@ -169,6 +191,17 @@ def _animate_arguments(parser: Parser) -> None:
 
 def _numbers(text: str) -> tuple[int, ...]:
     return tuple(whole(0, 100_000)(part) for part in text.split(","))
+
+
+def _weights(text: str) -> dict[str, float]:
+    """Of controls: edge=0.7,depth=0.3"""
+    found: dict[str, float] = {}
+    for part in text.split(","):
+        name, equals, value = part.partition("=")
+        if not equals or name in found:
+            raise argparse.ArgumentTypeError(f"{part!r} is not KIND=WEIGHT of another control")
+        found[name] = number(0, 1e6)(value)
+    return found
 
 
 def _animate(args: Arguments) -> Any:
@@ -211,7 +244,7 @@ def _open(args: Arguments, pipeline: type) -> Any:
     return pipeline(load(args))
 
 
-_OF_TRANSFER = ("strength", "control_guidance", "chunk_frames")
+_OF_TRANSFER = ("weights", "strength", "control_guidance", "chunk_frames")
 
 
 def _transfer(args: Arguments, source: str | None, kind: str | None, prompt: Any) -> Any:
@@ -226,6 +259,9 @@ def _transfer(args: Arguments, source: str | None, kind: str | None, prompt: Any
     controls = {name: file or True for name, _, file in pairs}
     if source is None and True in controls.values():
         raise UsageError("a control without a file is drawn from a video; give one before the prompt")
+    without = [name for name in args.weights or () if name not in controls]
+    if without:
+        raise UsageError(f"--weights names {', '.join(without)}, for which there is no --control")
     names = ("frames", "fps", "height", "width", "aspect", "tier", *_OF_TRANSFER, *WALK)
     chosen = given(args, *names) | {"seed": args.seed}
     if args.negative is not None:
@@ -384,7 +420,7 @@ def _answer_actions(args: Arguments, result: Any) -> Any:
     return answer
 
 
-DRAW = Command("draw pictures from a prompt", _draw_arguments, _draw)
+DRAW = Command("draw pictures from a prompt, or edit one", _draw_arguments, _draw, None)
 ANIMATE = Command("make a video of a prompt, from a picture or from another video", _animate_arguments, _animate, None)
 ACT = Command("say what a robot does next", _act_arguments, _act, "tiny-act")
 WORLD = Command("imagine where actions lead, or infer those of a video", _world_arguments, _world, "tiny-act")

@@ -33,6 +33,7 @@ class GenerationConfig:
     image: WalkConfig = field(default_factory=WalkConfig)
     video: WalkConfig = field(default_factory=WalkConfig)
     action: WalkConfig = field(default_factory=lambda: WalkConfig(guidance=1.0))
+    edit: WalkConfig | None = None  # of pictures made from another; None: it has not learnt to
     world: WalkConfig | None = None  # of actions beside a video, whichever is found; None: as of actions alone
     captions: str = "plain"  # a prompt stands alone between <s> and </s>; "chat": it is a user's turn (Cosmos 3)
     system_prompt: bool = False  # whether chats begin with the published one

@@ -316,7 +316,13 @@ class Omni(nn.Module):
         scene, streams, heads = scene or Scene(), self._streams(state), self._heads()
         packed = heads.pack(streams, scene, context.next_positions() + self.config.latent.position_offset)
         hidden = self.denoiser(
-            packed.tokens, context=context, positions=packed.positions, causal=False, time=t, noisy=packed.noisy
+            packed.tokens,
+            context=context,
+            positions=packed.positions,
+            causal=False,
+            time=t,
+            noisy=packed.noisy,
+            groups=packed.groups,
         )
         parts = dict(zip(packed.counts, hidden.split(list(packed.counts.values()), dim=1), strict=True))
         return heads.unpack(parts, streams, t, scene), parts

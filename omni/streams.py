@@ -6,10 +6,12 @@
 
 Tokens follow each other in this order; all streams begin at one moment behind the prompt. Frames that are given
 (:attr:`Scene.clean`) are told no noise level and do not move. Whole clips that are given beside the video
-(:attr:`Scene.controls`) stand before the streams and are not answered. Source: ``reference`` cosmos3, sections 2.3 to
-2.5 and 4.6.
+(:attr:`Scene.controls`) stand before the streams and are not answered. With :attr:`Scene.weights` they do not see each
+other, and the streams see each of them in turn (:mod:`omni.kernels.groups`). Source: ``reference`` cosmos3, sections
+2.2 to 2.5 and 4.6.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
@@ -19,6 +21,7 @@ from torch import Tensor
 
 from omni.decoders.heads import ActionHead, LatentHead, SoundHead
 from omni.decoders.positions import stream_positions
+from omni.kernels.groups import Groups
 
 VIDEO, SOUND, ACTION = NAMES = ("video", "sound", "action")
 CONTROLS = "controls"  # tokens of a call that belong to no stream
@@ -33,7 +36,8 @@ class Scene:
     domains: Tensor | None = None  # (b,) whose actions they are
     action_start: int = 1  # frame that the first action leads to; 0 where a state stands before the actions
     widths: Tensor | None = None  # (b,) numbers of an action that mean something; those behind stay as they are
-    controls: tuple[Tensor, ...] = ()  # clean latents (b, c, T, h, w) of the clips that the video follows
+    controls: tuple[Tensor, ...] = ()  # clean latents (b, c, [T,] h, w) of the clips that the video follows
+    weights: tuple[float, ...] = ()  # of each of them, whatever their sum; (): all tokens see each other
     follow: bool = False  # clips and video come one after the other in time, instead of all at one moment
     moments: tuple[int, ...] = ()  # which frames of tokens the video's are, of a longer one; (): all from the first on
 
@@ -55,6 +59,7 @@ class Packed(NamedTuple):
     positions: Tensor  # (3, b, N)
     noisy: Tensor | None  # (b, N); None: all
     counts: dict[str, int]  # stream -> tokens; before them those of the controls, where there are any
+    groups: Groups | None = None  # where controls have weights: each is a group, and the streams are what they share
 
 
 class Heads(NamedTuple):
@@ -69,7 +74,8 @@ class Heads(NamedTuple):
         self._check(state, scene)
         parts, start = self._controls(state[VIDEO], scene, first)
         noisy = [torch.zeros(tokens.shape[:2], dtype=torch.bool, device=tokens.device) for tokens, _ in parts]
-        counts = {CONTROLS: sum(tokens.shape[1] for tokens, _ in parts)} if parts else {}
+        sizes = tuple(tokens.shape[1] for tokens, _ in parts)
+        counts = {CONTROLS: sum(sizes)} if parts else {}
         for name in (name for name in NAMES if name in state):
             tokens, positions, clean = getattr(self, f"_{name}")(state[name], scene, start)
             parts.append((tokens, positions))
@@ -82,7 +88,8 @@ class Heads(NamedTuple):
         if self.video.clock is not None:
             tokens = tokens + self.video.clock(positions[0] - first[:, None])
         given = bool(scene.clean or scene.controls)
-        return Packed(tokens, positions, torch.cat(noisy, dim=1) if given else None, counts)
+        groups = Groups(sizes, _shares(scene.weights)) if scene.weights and len(sizes) > 1 else None
+        return Packed(tokens, positions, torch.cat(noisy, dim=1) if given else None, counts, groups)
 
     def unpack(
         self, parts: Mapping[str, Tensor], state: Mapping[str, Tensor], t: Tensor, scene: Scene
@@ -143,6 +150,8 @@ class Heads(NamedTuple):
                     f"a control is {tuple(control.shape)}; the video is {tuple(state[VIDEO].shape)}, and both have as "
                     "many rows and axes"
                 )
+        if scene.weights and len(scene.weights) != len(scene.controls):
+            raise ValueError(f"{len(scene.weights)} weights were given for {len(scene.controls)} controls")
         moments, frames = scene.moments, self.video.grid(state[VIDEO])[0]
         if moments and (len(moments) != frames or list(moments) != sorted({*moments}) or moments[0] < 0):
             raise ValueError(f"moments are {moments}; the video has {frames} frames of tokens, one after the other")
@@ -152,6 +161,14 @@ class Heads(NamedTuple):
             frames = _frames(state[name], name) if name in state else 0
             if name not in state or tuple(clean.shape) != (len(state[name]), frames):
                 raise ValueError(f"clean frames of {name} are {tuple(clean.shape)}; the stream has {frames} frames")
+
+
+def _shares(weights: tuple[float, ...]) -> tuple[float, ...]:
+    """Weights that sum to 1. ValueError where they cannot."""
+    total = sum(weights)
+    if not all(0 <= w < math.inf for w in weights) or not 0 < total < math.inf:
+        raise ValueError(f"weights are {weights}; none may be negative, and one at least must be positive")
+    return tuple(w / total for w in weights)
 
 
 def _grouped(clean: Tensor | None, size: int) -> Tensor | None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from omni.cache import Cache, CacheError
 from omni.config import TowerConfig
+from omni.kernels.groups import Groups
 from omni.layers import Modulation, RMSNorm, Rotary, build_time, wide
 from omni.mixers import MIXERS, Layout
 
@@ -81,6 +82,7 @@ class Tower(nn.Module):
         noisy: Tensor | None = None,  # (b, n) True at tokens that carry noise; default: all
         added: Mapping[int, Tensor] | None = None,  # layer -> (b, n, d) that is added behind it
         last: int | None = None,  # only each row's last so many real tokens are wanted: (b, last, d)
+        groups: Groups | None = None,  # of a block whose tokens do not all meet at once
     ) -> Tensor:
         added = added or {}
         if mask is not None and not bool(mask.all()):
@@ -92,10 +94,12 @@ class Tower(nn.Module):
         else:
             lengths = back = None
         self._check(x, cache, context, lengths, segments, causal, time, last)
+        if groups is not None and (causal or cache is not None or lengths is not None or groups.total >= x.shape[1]):
+            raise ValueError(f"groups of {groups.sizes} tokens are for a block that is not causal and has more of them")
         piece = _piece(x, cache, lengths, time)
         if piece < x.shape[1]:
             return self._run_in_pieces(x, piece, cache, positions, added, last)
-        layout = self._layout(x, cache, context, lengths, segments, positions, causal)
+        layout = self._layout(x, cache, context, lengths, segments, positions, causal, groups)
         x = self._run(x, layout, cache, context, time, noisy, added, last)
         return back(x) if back and last is None else x
 
@@ -154,16 +158,16 @@ class Tower(nn.Module):
             cache.advance(layout.n if layout.lengths is None else layout.lengths)
         return self.norm(x.to(self.norm.weight.dtype))
 
-    def _layout(self, x, cache, context, lengths, segments, positions, causal) -> Layout:
+    def _layout(self, x, cache, context, lengths, segments, positions, causal, groups=None) -> Layout:
         if segments is not None:
             segments = _counted(segments)
         positions = self._positions(x, cache, segments, positions)
-        where = {}
+        where = {"groups": groups}
         if cache is not None:
-            where = {"held": cache.length, "recording": cache.in_window}
+            where |= {"held": cache.length, "recording": cache.in_window}
             where["starts"] = None if cache.uniform else cache.lengths
         if context is not None:
-            where = {"context_length": context.length, "context_rotary": self._context_rotary(context)}
+            where |= {"context_length": context.length, "context_rotary": self._context_rotary(context)}
             where["context_lengths"] = None if context.uniform else context.lengths
         rotary = self.rotary(positions) if self.rotary is not None else None
         layout = Layout(x.shape[1], causal=causal, lengths=lengths, segments=segments, rotary=rotary, **where)

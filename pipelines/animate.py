@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from omni.pipelines.generation import MAX_TOKENS, Generator, OnStep, Prompt, prompts_of, seeds_of
+from omni.pipelines.generation import MAX_TOKENS, Generator, OnStep, Prompt, paired, prompts_of, seeds_of
 from omni.pipelines.walk import Walk
 from omni.streams import SOUND, VIDEO, Scene
 from omni.tokenizers.canvas import cover, hold, nearest_size, size_of, stretch
@@ -367,13 +367,6 @@ def ends_of(video: Any, wanted: int, keep: str) -> Tensor:
 def pixels_of(frames: np.ndarray) -> Tensor:
     """(n, H, W, 3) uint8 -> (n, 3, H, W)"""
     return torch.from_numpy(np.require(frames, requirements="CW")).permute(0, 3, 1, 2)
-
-
-def paired(prompts: list, given: list) -> tuple[list, list]:
-    """As many of each: one alone goes with all of the others."""
-    most = max(len(prompts), len(given))
-    prompts = prompts * most if len(prompts) == 1 else prompts
-    return prompts, given * most if len(given) == 1 else given
 
 
 __all__ = ["Animator", "Clips", "ImageToVideo", "TextToVideo", "VideoToVideo"]

@@ -6,6 +6,7 @@
 Both branches of guidance are one batch while that is small; beyond :data:`TOGETHER` tokens they follow each other.
 """
 
+import math
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -219,7 +220,7 @@ class Generator:
         device = next(iter(noise.values())).device
         index = torch.tensor([texts.index(row) for row in rows], device=device)
         own, other = index[: len(wanted)], index[len(wanted) :]
-        together = 2 * len(wanted) * self.tokens(noise) <= TOGETHER
+        together = 2 * len(wanted) * self.tokens(noise, scene.controls) <= TOGETHER
         alone = read.select(own) if not (all(acts) and together) else None
         pairs = read.select(index) if any(acts) and together else None
         away = read.select(other) if any(acts) and not together else None
@@ -238,10 +239,12 @@ class Generator:
 
         return guided(conditional, both, walk.guidance)
 
-    def tokens(self, streams: Mapping[str, Tensor]) -> int:
-        """Tokens of one sample, all streams together."""
-        t, h, w = self.model.latents.grid(streams[VIDEO])
-        return t * h * w + sum(x.shape[2 if name == "sound" else 1] for name, x in streams.items() if name != VIDEO)
+    def tokens(self, streams: Mapping[str, Tensor], controls: Sequence[Tensor] = ()) -> int:
+        """Tokens of one sample, all streams together and what is given beside them."""
+        grids = [self.model.latents.grid(x) for x in (streams[VIDEO], *controls)]
+        return sum(map(math.prod, grids)) + sum(
+            x.shape[2 if name == "sound" else 1] for name, x in streams.items() if name != VIDEO
+        )
 
     def noise(
         self, seeds: Sequence[int], shapes: Mapping[str, tuple[int, ...]], widths: Sequence[int] | None = None
@@ -310,6 +313,13 @@ def prompts_of(prompt: Prompt | Sequence[Prompt]) -> list[Prompt]:
     if not known or not prompts:
         raise ValueError(f"a prompt must be a text or a list of texts, not {prompt!r}")
     return list(prompts)
+
+
+def paired(prompts: list, given: list) -> tuple[list, list]:
+    """As many of each: one alone goes with all of the others."""
+    most = max(len(prompts), len(given))
+    prompts = prompts * most if len(prompts) == 1 else prompts
+    return prompts, given * most if len(given) == 1 else given
 
 
 @contextmanager

@@ -1,9 +1,13 @@
-"""Pictures from prompts.
+"""Pictures from prompts, and pictures edited by instructions.
 
 prompts ──> the model's reasoner says what they leave open (optional) ──> prompts
 prompts and negative prompt ──> context tower, read once ──> cache
+picture to edit ──> codec ──> clean latents, before those of the new picture and one moment earlier
 noise of each seed ──> denoising steps, both guidance branches as one batch, reading the cache only ──> latents
 latents ──> codec ──> pictures
+
+The context tower reads the instruction alone; both branches of guidance see the picture that is edited. Source of
+editing: ``reference`` cosmos3, sections 2.3, 4.4 and 8.
 """
 
 import json
@@ -14,20 +18,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from omni.model import Omni
-from omni.pipelines.generation import MAX_TOKENS, Generator, OnStep, Prompt, prompts_of, seeds_of
+from omni.pipelines.generation import MAX_TOKENS, Generator, Noise, OnStep, Prompt, paired, prompts_of, seeds_of
 from omni.pipelines.upsample import upsample as upsampled
 from omni.pipelines.walk import Walk
 from omni.streams import VIDEO, Scene
-from omni.tokenizers.canvas import size_of
+from omni.tokenizers.canvas import cover, fitted_size, size_of, stretch
 from omni.tokenizers.captions import CaptionStyle
+from omni.tokenizers.image import open_image
 
 SETTINGS_KEY = "omni"  # of the PNG text chunk that holds the settings
+EDITING = CaptionStyle(system=True, negative="same")
+"""Editing has a system prompt of its own, in both branches, and negative prompts state the size as others do."""
 
 
 @dataclass(frozen=True)
@@ -49,15 +57,101 @@ class Request:
     width: int
     walk: Walk
     negative_prompt: Prompt
-    upsample: bool
     style: CaptionStyle
+    upsample: bool | None = None  # None: of no prompt that could be
 
     def settings(self) -> dict[str, Any]:
-        plain = {"height": self.height, "width": self.width, "upsample": self.upsample, **self.walk.settings()}
+        plain = {"height": self.height, "width": self.width}
+        plain |= ({} if self.upsample is None else {"upsample": self.upsample}) | self.walk.settings()
         return plain | ({"negative_prompt": self.negative_prompt} if self.negative_prompt else {})
 
 
-class TextToImage(Generator):
+class Painter(Generator):
+    """What the pipelines of pictures share."""
+
+    kind = "image"  # of system prompt
+
+    @torch.inference_mode()
+    def decode(self, latents: Tensor) -> list[Image.Image]:
+        """Pictures of latents (b, c, H, W); for previews in ``on_step`` too."""
+        pixels = (self.codec.decode(latents).float() * 255).round().byte()
+        return [Image.fromarray(one) for one in pixels.permute(0, 2, 3, 1).cpu().numpy()]
+
+    def _aspect(self, aspect: str | None) -> tuple[int, int] | None:
+        """Height and width of an aspect, "1:1" by default; None where the model has no sizes for it."""
+        if aspect is not None and not self.defaults.tier:
+            raise ValueError(f"aspect is {aspect!r}; this model has no sizes for it: give height and width")
+        return size_of(self.defaults.tier, aspect or "1:1") if self.defaults.tier else None
+
+    def _check(self, request: Request, prompts: int, count: int, given: int = 0) -> None:
+        """ValueError for what cannot be drawn, ``given`` pictures standing beside each."""
+        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+            raise ValueError(f"count is {count!r}; it must be a whole number of at least 1")
+        if not isinstance(request.upsample, bool | None):
+            raise ValueError(f"upsample must be true or false, not {request.upsample!r}")
+        if not isinstance(request.negative_prompt, (str, dict)):
+            raise ValueError(f"negative_prompt must be a text, not {request.negative_prompt!r}")
+        tokens, pictures = (1 + given) * self.check_size(request.height, request.width), prompts * count
+        if tokens * pictures > MAX_TOKENS:
+            raise ValueError(
+                f"{pictures} pictures of {request.height}x{request.width} pixels take {tokens * pictures} latent "
+                f"tokens; at most {MAX_TOKENS} fit one call, so draw at most {MAX_TOKENS // tokens} at once"
+            )
+
+    def _start(
+        self, request: Request, seed: int | Sequence[int] | None, latents: Tensor | None, prompts: int, count: int
+    ) -> tuple[list[int | None], dict[str, Tensor], Noise | None]:
+        """The seed of each picture, the noise that it starts from, and the source of later noise."""
+        draws = latents is None or request.walk.eta > 0 or bool(request.upsample)
+        if seed is not None and not draws:
+            raise ValueError("give a seed or latents, not both")
+        seeds = seeds_of(seed, prompts, count) if draws else [None] * (prompts * count)
+        fresh = self.noise(seeds, {VIDEO: self._shape(request)}) if draws else None
+        return seeds, fresh() if latents is None else {VIDEO: self._given(latents, request, len(seeds))}, fresh
+
+    def _shape(self, request: Request) -> tuple[int, int, int]:
+        factor = self.codec.factor
+        return self.codec.channels, request.height // factor, request.width // factor
+
+    def _given(self, latents: Tensor, request: Request, pictures: int) -> Tensor:
+        expected = (pictures, *self._shape(request))
+        if tuple(latents.shape) != expected or not latents.is_floating_point():
+            raise ValueError(f"latents are {tuple(latents.shape)} {latents.dtype}; they must be floats of {expected}")
+        return latents.float().to(self.device)
+
+    def _draw(
+        self,
+        request: Request,
+        texts: list[Prompt],
+        noise: dict[str, Tensor],
+        scene: Scene,
+        fresh: Noise | None,
+        on_step: OnStep | None,
+        title: str,
+    ) -> tuple[Tensor, bool]:
+        size = {"height": request.height, "width": request.width, "style": request.style}
+        wanted = [self.ids(self.say(text, **size), self.kind, request.style) for text in texts]
+        other = self.ids(self.say(request.negative_prompt, negative=True, **size), self.kind, request.style)
+        against = [other] * len(texts)
+        found, complete = self.denoise(wanted, against, noise, scene, request.walk, fresh, on_step, title)
+        return found[VIDEO], complete
+
+    def _result(
+        self,
+        request: Request,
+        rows: list[Prompt],
+        texts: list[Prompt],
+        seeds: list[int | None],
+        drawn: tuple[Tensor, bool],
+    ) -> Result:
+        settings = [
+            {"prompt": p, **({} if s is None else {"seed": s}), **request.settings()}
+            for p, s in zip(rows, seeds, strict=True)
+        ]
+        return Result(self.decode(drawn[0]), drawn[0], settings, texts, drawn[1])
+
+
+class TextToImage(Painter):
     """``TextToImage(model)("a red circle", seed=1).images[0]``"""
 
     def __init__(self, model: Omni, codec: Any = None, *, offload: bool = False) -> None:
@@ -107,29 +201,12 @@ class TextToImage(Generator):
         """
         prompts = prompts_of(prompt)
         request = self._request(height, width, aspect, negative_prompt, upsample, style, walk)
-        pictures = self._check(request, len(prompts), count)
-        draws = latents is None or request.walk.eta > 0 or request.upsample
-        if seed is not None and not draws:
-            raise ValueError("give a seed or latents, not both")
-        seeds = seeds_of(seed, len(prompts), count) if draws else [None] * pictures
-        fresh = self.noise(seeds, {VIDEO: self._shape(request)}) if draws else None
-        noise = fresh() if latents is None else {VIDEO: self._given(latents, request, pictures)}
+        self._check(request, len(prompts), count)
+        seeds, noise, fresh = self._start(request, seed, latents, len(prompts), count)
         rows = [p for p in prompts for _ in range(count)]
         texts = upsampled(self.model, rows, seeds) if request.upsample else rows
-        drawn, complete = self._draw(request, texts, noise, fresh, on_step)
-        settings = [
-            {"prompt": p, **({} if s is None else {"seed": s}), **request.settings()}
-            for p, s in zip(rows, seeds, strict=True)
-        ]
-        return Result(self.decode(drawn), drawn, settings, texts, complete)
-
-    @torch.inference_mode()
-    def decode(self, latents: Tensor) -> list[Image.Image]:
-        """Pictures of latents (b, c, H, W); for previews in ``on_step`` too."""
-        pixels = (self.codec.decode(latents).float() * 255).round().byte()
-        return [Image.fromarray(one) for one in pixels.permute(0, 2, 3, 1).cpu().numpy()]
-
-    # -- checks ------------------------------------------------------------------------------------------------------
+        drawn = self._draw(request, texts, noise, Scene(), fresh, on_step, "drawing")
+        return self._result(request, rows, texts, seeds, drawn)
 
     def _request(
         self,
@@ -141,10 +218,8 @@ class TextToImage(Generator):
         style: CaptionStyle | None,
         walk: dict[str, Any],
     ) -> Request:
-        side, tier = self.model.config.latent.image_size, self.defaults.tier
-        if aspect is not None and not tier:
-            raise ValueError(f"aspect is {aspect!r}; this model has no sizes for it: give height and width")
-        own = size_of(tier, aspect or "1:1") if tier else (side, side)
+        side = self.model.config.latent.image_size
+        own = self._aspect(aspect) or (side, side)
         return Request(
             height=own[0] if height is None else height,
             width=own[1] if width is None else width,
@@ -154,41 +229,89 @@ class TextToImage(Generator):
             style=self.style(style),
         )
 
-    def _check(self, request: Request, prompts: int, count: int) -> int:
-        """Number of pictures; ValueError for what cannot be drawn."""
-        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            raise ValueError(f"count is {count!r}; it must be a whole number of at least 1")
-        if not isinstance(request.upsample, bool):
-            raise ValueError(f"upsample must be true or false, not {request.upsample!r}")
-        if not isinstance(request.negative_prompt, (str, dict)):
-            raise ValueError(f"negative_prompt must be a text, not {request.negative_prompt!r}")
-        tokens, pictures = self.check_size(request.height, request.width), prompts * count
-        if tokens * pictures > MAX_TOKENS:
-            raise ValueError(
-                f"{pictures} pictures of {request.height}x{request.width} pixels take {tokens * pictures} latent "
-                f"tokens; at most {MAX_TOKENS} fit one call, so draw at most {MAX_TOKENS // tokens} at once"
-            )
-        return pictures
 
-    def _shape(self, request: Request) -> tuple[int, int, int]:
-        factor = self.codec.factor
-        return self.codec.channels, request.height // factor, request.width // factor
+class ImageEdit(Painter):
+    """``ImageEdit(model)("x.png", "make the sky red", seed=1).images[0]``"""
 
-    def _given(self, latents: Tensor, request: Request, pictures: int) -> Tensor:
-        expected = (pictures, *self._shape(request))
-        if tuple(latents.shape) != expected or not latents.is_floating_point():
-            raise ValueError(f"latents are {tuple(latents.shape)} {latents.dtype}; they must be floats of {expected}")
-        return latents.float().to(self.model.denoiser.norm.weight.device)
+    shipped = None
+    kind = "edit"
 
-    # -- drawing -----------------------------------------------------------------------------------------------------
+    def __init__(self, model: Omni, codec: Any = None, *, offload: bool = False) -> None:
+        super().__init__(model, codec, offload=offload)
+        if self.defaults.edit is None:
+            raise ValueError("this model has not learnt to edit pictures: name another")
 
-    def _draw(self, request: Request, texts: list[Prompt], noise: dict, fresh, on_step) -> tuple[Tensor, bool]:
-        size = {"height": request.height, "width": request.width, "style": request.style}
-        wanted = [self.ids(self.say(text, **size), "image", request.style) for text in texts]
-        other = self.ids(self.say(request.negative_prompt, negative=True, **size), "image", request.style)
-        against = [other] * len(texts)
-        found, complete = self.denoise(wanted, against, noise, Scene(), request.walk, fresh, on_step)
-        return found[VIDEO], complete
+    @torch.inference_mode()
+    def __call__(
+        self,
+        image: Any,
+        prompt: Prompt | Sequence[Prompt],
+        *,
+        height: int | None = None,
+        width: int | None = None,
+        aspect: str | None = None,
+        negative_prompt: Prompt = "",
+        seed: int | Sequence[int] | None = None,
+        latents: Tensor | None = None,
+        count: int = 1,
+        style: CaptionStyle | None = None,
+        on_step: OnStep | None = None,
+        **walk: Any,
+    ) -> Result:
+        """Edit each picture ``count`` times, as its instruction says.
+
+        Args:
+            image: a file, a PIL picture, or pixels (H, W, 3) uint8; lists are batches, whose pictures get one size.
+            prompt: what is to be changed.
+            height, width, aspect: of what is made; the picture is scaled until it covers that and cropped to its
+                centre. Default: the picture's own shape, its longer side at 512 pixels, as the published models were
+                trained.
+            negative_prompt, seed, latents, count, style, on_step, walk: as of :class:`TextToImage`; a batch of pictures
+                counts as prompts do. Defaults are the checkpoint's for editing, published as 35 steps of guidance 6.
+
+        Raises:
+            ValueError: a setting out of its limits, or pictures that have no size in common; nothing is allocated
+                before.
+        """
+        sources = [open_image(one) for one in (image if isinstance(image, (list, tuple)) else [image])]
+        prompts, sources = paired(prompts_of(prompt), sources)
+        if len(prompts) != len(sources):
+            raise ValueError(f"{len(sources)} pictures were given for {len(prompts)} prompts")
+        size = self._size(height, width, aspect, sources)
+        request = Request(*size, Walk.of(self.defaults.edit, **walk), negative_prompt, style or EDITING)
+        self._check(request, len(prompts), count, given=1)
+        seeds, noise, fresh = self._start(request, seed, latents, len(prompts), count)
+        given = torch.cat([self._encode(source, size) for source in sources]).repeat_interleave(count, dim=0)
+        rows = [p for p in prompts for _ in range(count)]
+        scene = Scene(controls=(given,), follow=True)
+        drawn = self._draw(request, rows, noise, scene, fresh, on_step, "editing")
+        return self._result(request, rows, rows, seeds, drawn)
+
+    def _size(
+        self, height: int | None, width: int | None, aspect: str | None, sources: Sequence[Image.Image]
+    ) -> tuple[int, int]:
+        if aspect is not None:
+            own = self._aspect(aspect)
+        elif height is None or width is None:
+            sizes = list(dict.fromkeys(map(self._fitted, sources)))
+            if len(sizes) > 1:
+                shown = ", ".join(f"{h}x{w}" for h, w in sizes)
+                raise ValueError(f"the pictures become {shown} pixels; give height and width, or edit them one by one")
+            own = sizes[0]
+        else:
+            own = height, width
+        return own[0] if height is None else height, own[1] if width is None else width
+
+    def _fitted(self, source: Image.Image) -> tuple[int, int]:
+        """Height and width that a picture has by default."""
+        return fitted_size(source.height, source.width, self.codec.factor * self.model.config.latent.patch_size)
+
+    def _encode(self, source: Image.Image, size: tuple[int, int]) -> Tensor:
+        """Clean latents (1, c, h, w) of a picture: all of it at its default size, else what covers ``size``."""
+        pixels = torch.from_numpy(np.array(source)).permute(2, 0, 1)
+        whole = size == self._fitted(source)
+        shown = stretch(pixels, *size, Image.Resampling.LANCZOS) if whole else cover(pixels, *size)
+        return self.codec.encode(shown[None].to(self.device)).float()
 
 
 # -- files -----------------------------------------------------------------------------------------------------------
@@ -234,4 +357,4 @@ def contact_sheet(images: Sequence[Image.Image], columns: int | None = None, gap
     return sheet
 
 
-__all__ = ["OnStep", "Result", "TextToImage", "contact_sheet", "read_settings", "save_png"]
+__all__ = ["ImageEdit", "OnStep", "Result", "TextToImage", "contact_sheet", "read_settings", "save_png"]

@@ -7,8 +7,11 @@
     v_c = v_n + c (v_f - v_n)       v_f with the controls, v_n without, both with the prompt
     v   = v_u + g (v_c - v_u)       v_u with the controls and the negative prompt
 
+Each control stands before the video as if it were the only one; what the video's tokens find beside each is averaged
+with the controls' weights, in every layer (:mod:`omni.kernels.groups`).
+
 A long video is made in chunks that share ``overlap`` frames: those that end one are encoded again and given to
-the next. One request at a time. Source: ``reference`` cosmos3, sections 2.3, 4.4 and 4.6.
+the next. One request at a time. Source: ``reference`` cosmos3, sections 2.2, 2.3, 4.4 and 4.6.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -36,6 +39,7 @@ from omni.tokenizers.video import Video, open_video
 from omni.tokenizers.video_writer import write_video
 
 MOST_FRAMES = 5000  # of one video, over all its chunks
+MOST_WEIGHT = 1e6  # of one control
 STYLE = CaptionStyle(system=True, negative="same")
 """Transfer has a system prompt of its own, in both branches, and negative prompts state the size as others do."""
 
@@ -145,6 +149,7 @@ class Transfer(Animator):
         prompt: Prompt,
         video: Any = None,
         *,
+        weights: Mapping[str, float] | None = None,
         strength: str = "medium",
         control_guidance: float | None = None,
         control_interval: tuple[float, float] = (0.0, 1.0),
@@ -170,6 +175,8 @@ class Transfer(Animator):
             controls: of "edge", "blur", "depth", "seg" and "wsm" one or several: a file or frames (T, H, W, 3) uint8,
                 or, for edges and blur, True: drawn from ``video``. All of them are shots of the same scene, frame by
                 frame; they are scaled until they cover the size and cropped to its centre.
+            weights: of controls by name, 1 where none is given; only their ratios count, so that one control alone has
+                no need of any: ``control_guidance`` says how much it counts.
             strength: of what is drawn, "very_low" to "very_high": how much of the video it leaves out.
             control_guidance: 1 is none, and then the branch without controls is not computed; it acts at times within
                 ``control_interval``, whose ends are outside.
@@ -187,6 +194,7 @@ class Transfer(Animator):
             ValueError: an option out of its limits; nothing is allocated before.
         """
         names, how = self._names(controls, strength, video is not None)
+        weights = _weights(names, weights)
         sources = self._open(names, controls, video, strength, fps or how.fps)
         plan = self._plan(frames, self._chunk(chunk_frames, how), overlap, first_frames, sources)
         leading = sources.video or sources.shown[0]
@@ -206,8 +214,10 @@ class Transfer(Animator):
         seeds = seeds_of(seed, 1, 1, "videos")
         settings = {"prompt": prompt, "seed": seeds[0], **request.settings(), "controls": names, "follow": follow}
         settings |= {"frames": plan.total, "chunk_frames": plan.size, "overlap": overlap, "first_frames": first_frames}
+        settings |= {"weights": weights} if len(names) > 1 else {}
         settings |= {"strength": strength} if None in sources.controls.values() else {}
-        return self._run(sources, plan, request, texts, seeds[0], follow, settings, on_step)
+        scene = Scene(weights=tuple(weights.values()), follow=follow)
+        return self._run(sources, plan, request, texts, seeds[0], scene, settings, on_step)
 
     # -- chunk after chunk ---------------------------------------------------------------------------------------------
 
@@ -218,7 +228,7 @@ class Transfer(Animator):
         request: Request,
         texts: tuple[list, list],
         seed: int,
-        follow: bool,
+        scene: Scene,
         settings: dict[str, Any],
         on_step: OnStep | None,
     ) -> LongClip:
@@ -233,9 +243,9 @@ class Transfer(Animator):
             flags = torch.arange(state[VIDEO].shape[2], device=self.device)[None] < kept
             if given is not None:
                 state[VIDEO] = torch.cat([given.to(state[VIDEO]), state[VIDEO][:, :, kept:]], dim=2)
-            scene = Scene(rate, {VIDEO: flags} if kept else {}, controls=controls, follow=follow)
+            shown = replace(scene, fps=rate, clean={VIDEO: flags} if kept else {}, controls=controls)
             title = f"transferring {number + 1} of {len(plan.chunks)}"
-            found, complete = self.denoise(*texts, state, scene, request.walk, fresh, on_step, title)
+            found, complete = self.denoise(*texts, state, shown, request.walk, fresh, on_step, title)
             own = [{"prompt": settings["prompt"], "seed": seed + number, **request.settings()}]
             made.append(Clips(found[VIDEO], request.fps, own, codec=self.codec, tiling=self.tiling, complete=complete))
             if not complete:
@@ -300,7 +310,7 @@ class Transfer(Animator):
             return lambda x, t: self.model.velocity(x, t, cache, scene)
 
         own = known(wanted)
-        full, free = branch(own, scene), branch(own, replace(scene, controls=()))
+        full, free = branch(own, scene), branch(own, replace(scene, controls=(), weights=()))
         controlled = guided(full, lambda x, t: (full(x, t), free(x, t)), walk.control)
         if not acts:
             return controlled
@@ -390,6 +400,22 @@ def _published(own: WalkConfig, how: Control) -> WalkConfig:
     """The control's walk. It has a shift, so a checkpoint's karras grid gives way to the one of training."""
     grid = "native" if own.grid == "karras" else own.grid
     return replace(own, steps=how.steps, guidance=how.guidance, shift=how.shift, grid=grid)
+
+
+def _weights(names: Sequence[str], given: Mapping[str, float] | None) -> dict[str, float]:
+    """The weight of each control, in their order."""
+    given = {} if given is None else given
+    if not isinstance(given, Mapping) or not set(given) <= set(names):
+        found = list(given) if isinstance(given, Mapping) else given
+        raise ValueError(f"weights are of {found!r}; they must be by name, of the controls {', '.join(names)}")
+    for name, value in given.items():
+        known = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not known or not 0 <= value <= MOST_WEIGHT:
+            raise ValueError(f"the weight of {name} is {value!r}; it must be a number from 0 to {MOST_WEIGHT:g}")
+    found = {name: float(given.get(name, 1.0)) for name in names}
+    if not any(found.values()):
+        raise ValueError(f"the weights of {', '.join(names)} are all 0; one at least must be positive")
+    return found
 
 
 # -- media -------------------------------------------------------------------------------------------------------------

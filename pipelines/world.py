@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from omni.pipelines.acting import FORWARD, INVERSE, Actor
-from omni.pipelines.animate import Clips, ends_of, paired, pixels_of, several
-from omni.pipelines.generation import prompts_of
+from omni.pipelines.animate import Clips, ends_of, pixels_of, several
+from omni.pipelines.generation import paired, prompts_of
 from omni.tokenizers.image import open_image
 
 

@@ -1,5 +1,6 @@
 """diffusers' Cosmos 3 transformer, tiny and random, and the packing that its pipeline does in front of it."""
 
+import math
 from types import SimpleNamespace
 
 import torch
@@ -114,3 +115,38 @@ def velocity(
     names = ("video", "sound", "action")
     kept = {name: part[0] for name, part in zip(names, found, strict=True) if part is not None}
     return kept | {"video": kept["video"][0]}
+
+
+@torch.no_grad()
+def velocity_behind(model, ids, items, clean, fps, level, follow):
+    """Of the last of ``items`` (c, T, H, W), whose frames ``clean`` are given; those before it are given whole."""
+    from diffusers.pipelines.cosmos.pipeline_cosmos3_omni import Cosmos3OmniPipeline as Pipeline
+
+    me = SimpleNamespace(transformer=model, vae_scale_factor_temporal=4)
+    text = Pipeline._prepare_text_segment(me, ids, "cpu")
+    begin, end, places, parts = text["vision_start_temporal_offset"], len(ids), [text["text_mrope_ids"]], []
+    for item in items:
+        known = clean if item is items[-1] else range(item.shape[1])
+        part = Pipeline._prepare_vision_segment(me, item[None], False, begin, fps, end, "cpu", list(known))
+        places.append(part["vision_mrope_ids"])
+        end += part["num_vision_tokens"]
+        begin = math.ceil(part["vision_mrope_ids"].max()) + 1 if follow else begin
+        parts.append(part)
+    noisy = sum(part["num_noisy_vision_tokens"] for part in parts)
+    found = model(
+        input_ids=text["input_ids"],
+        text_indexes=text["text_indexes"],
+        und_len=text["und_len"],
+        position_ids=torch.cat(places, dim=1),
+        sequence_length=end,
+        vision_tokens=[item[None] for item in items],
+        vision_timesteps=torch.full((noisy,), level * 1000),
+        vision_token_shapes=[part["vision_token_shapes"][0] for part in parts],
+        vision_noisy_frame_indexes=[part["vision_noisy_frame_indexes"][0] for part in parts],
+        **{
+            name: torch.cat([part[name] for part in parts])
+            for name in ("vision_sequence_indexes", "vision_mse_loss_indexes")
+        },
+        return_dict=False,
+    )
+    return found[0][-1][0]

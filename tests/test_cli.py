@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import av
 import pytest
 import torch
 from PIL import Image
@@ -262,6 +263,29 @@ def test_what_no_shipped_model_has_learnt_needs_a_name(capsys, loaded, tmp_path,
     assert err == f"omni animate: no shipped model has learnt {what}: name another\n"
     assert run(capsys, *arguments, "--out", tmp_path / "x.mp4", "--model", "")[0] == 0
     assert loaded == [("", "auto")], "an empty name is a name"
+
+
+def test_controls_have_weights_that_the_file_tells(capsys, loaded, tmp_path):
+    shapes, out = SAMPLES / "shapes.mp4", tmp_path / "x.mp4"
+    controls = ("--control", f"seg={shapes}", "--control", f"depth={shapes}", "--frames", "5")
+    asked = ("animate", "it snows", *controls, "--steps", "1", "--model", "x", "--out", out)
+    code, said, err = run(capsys, *asked, "--weights", "seg=0.5,depth=3", "--json")
+    assert code == 0, err
+    assert json.loads(said)[0]["weights"] == {"depth": 3.0, "seg": 0.5}
+    with av.open(str(out)) as file:
+        assert json.loads(file.metadata["comment"])["weights"] == {"depth": 3.0, "seg": 0.5}
+    for weights, message in (
+        ("edge=1", "--weights names edge, for which there is no --control"),
+        ("depth", "'depth' is not KIND=WEIGHT"),
+        ("depth=1,depth=2", "'depth=2' is not KIND=WEIGHT of another control"),
+        ("depth=-1", "'-1' is not a number from 0 to 1e+06"),
+    ):
+        code, said, err = run(capsys, *asked, "--weights", weights)
+        assert (code, said) == (2, "")
+        assert message in err
+    code, _, err = run(capsys, "animate", "it snows", "--weights", "edge=1", "--out", out)
+    assert code == 2
+    assert "--weights goes with --control" in err
 
 
 def test_actions_alone_are_asked_for_and_recorded(capsys, loaded, picture, tmp_path, monkeypatch):

@@ -21,6 +21,7 @@ from towers import (
 from omni.cache import MambaSlot
 from omni.config import AttentionConfig, RotaryConfig, TimeConfig, TowerConfig, replace
 from omni.inputs import Inputs
+from omni.kernels.groups import Groups
 from omni.mixers import Layout
 from omni.tower import Tower
 
@@ -124,6 +125,59 @@ def test_a_causal_call_over_a_context_continues_it(name):
     positions = (cache.next_positions()[:, None] + torch.arange(4)).expand(3, -1, -1)
     read = context(x, context=cache, positions=positions)
     close(read, context(x, cache=cache))
+
+
+# -- groups --------------------------------------------------------------------------------------------------
+
+
+def in_groups(denoiser, cache, parts, weights):
+    """Groups and, last, what they share, each at its own positions; -> hidden states of each."""
+    sizes = [part.shape[1] for part in parts]
+    places = torch.cat([torch.arange(5, 5 + size) + 3 * i for i, size in enumerate(sizes)])
+    places = places.expand(3, cache.batch, -1)
+    groups = Groups(tuple(sizes[:-1]), tuple(weights))
+    return denoise(denoiser, torch.cat(parts, dim=1), cache, positions=places, groups=groups).split(sizes, dim=1)
+
+
+@pytest.mark.parametrize("name", TOWERS)
+@torch.no_grad()
+def test_what_is_shared_meets_each_group_alone(name):
+    """With all the weight on one group the others are not there, and no group sees another, in any layer."""
+    context, denoiser = pair(name)
+    cache, width = prompt(context, mask=torch.tensor([[True] * 5, [True] * 3 + [False] * 2])), context.config.d_model
+    first, second, shared = (noise(2, n, width, seed=n) for n in (3, 2, 4))
+    own = torch.cat([torch.arange(5, 8), torch.arange(11, 15)]).expand(3, 2, -1)
+    alone = denoise(denoiser, torch.cat([first, shared], dim=1), cache, positions=own)
+    for weight in (1.0, 0.7):
+        got = in_groups(denoiser, cache, (first, second, shared), (weight, 1 - weight))
+        same = torch.allclose(got[2], alone[:, 3:], atol=1e-9)
+        assert same == (weight == 1.0)
+    changed = in_groups(denoiser, cache, (first, second + 1, shared), (1.0, 0.0))
+    close(changed[0], alone[:, :3])
+    assert not torch.allclose(changed[1], got[1], atol=1e-3)
+
+
+@pytest.mark.parametrize("name", TOWERS)
+@torch.no_grad()
+def test_equal_groups_are_one_whatever_their_weights(name):
+    context, denoiser = pair(name)
+    cache, width = prompt(context), context.config.d_model
+    group, shared = noise(2, 3, width, seed=3), noise(2, 4, width, seed=4)
+    places = torch.cat([torch.arange(3).repeat(3), torch.arange(4)]).expand(3, 2, -1)
+    groups = Groups((3, 3, 3), (0.5, 0.2, 0.3))
+    got = denoise(denoiser, torch.cat([group] * 3 + [shared], dim=1), cache, groups=groups, positions=places)
+    one = denoise(denoiser, torch.cat([group, shared], dim=1), cache, positions=places[:, :, 6:])
+    close(got, torch.cat([one[:, :3]] * 3 + [one[:, 3:]], dim=1))
+
+
+def test_groups_are_of_a_block_that_is_not_causal():
+    context, denoiser = pair("M*-E")
+    x, cache, groups = noise(2, 4, 20), prompt(context), Groups((2, 2), (0.5, 0.5))
+    for wrong in ({"groups": groups}, {"groups": Groups((1,), (1.0,)), "mask": torch.ones(2, 4).bool().tril(2)}):
+        with pytest.raises(ValueError, match="groups of"):
+            denoise(denoiser, x, cache, **wrong)
+    with pytest.raises(ValueError, match="groups of"):
+        context(x, groups=Groups((1,), (1.0,)))
 
 
 # -- attention -----------------------------------------------------------------------------------------------

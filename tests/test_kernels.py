@@ -1,14 +1,17 @@
 """Every fast path equals its reference: values, states and gradients, per type, size and option."""
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
 
 from omni.kernels import conv as conv_module
 from omni.kernels import force
-from omni.kernels.attention import ATTENTION_PATHS, attend
+from omni.kernels.attention import ATTENTION_PATHS, GROUPED_PATHS, attend, attend_in_groups
 from omni.kernels.conv import CONV_PATHS, causal_conv, conv_step
 from omni.kernels.experts import EXPERT_PATHS, routed_experts
+from omni.kernels.groups import Groups
 from omni.kernels.linear import LINEAR_PATHS, project
 from omni.kernels.norm import NORM_PATHS, gated_rms_norm, rms_norm
 from omni.kernels.scan import SCAN_PATHS, STATES_PATHS, scan, scan_states, scan_step
@@ -372,6 +375,76 @@ def test_attention_equals_its_reference(path, n, m, causal, masked, dtype, monke
         return attend(q, k, v, causal=causal, mask=mask, scale=0.3)
 
     compare("attention", path, call, inputs, dtype)
+
+
+GROUPS = [((3,), (1.0,)), ((2, 2), (0.5, 0.5)), ((1, 4, 2), (0.2, 0.0, 0.8))]
+
+
+def pass_by_pass(q, k, v, groups: Groups, mask, scale: float) -> Tensor:
+    """As published: two plain attentions for each group, of its own queries and of the shared ones."""
+    past, (start, out) = k.shape[2] - q.shape[2], (0, [])
+    shared = [*range(groups.total, q.shape[2])]
+    mean = 0.0
+    for size, weight in zip(groups.sizes, groups.weights, strict=True):
+        own = [*range(start, start + size)]
+        keys = [*range(past), *(past + i for i in own + shared)]
+        for queries in (own, shared):
+            scores = q[:, :, queries] @ k[:, :, keys].mT * scale
+            if mask is not None:
+                scores = scores.masked_fill(~mask[..., keys], float("-inf"))
+            out.append(scores.softmax(-1) @ v[:, :, keys])
+        mean, start = mean + weight * out.pop(), start + size
+    return torch.cat([*out, mean], dim=2)
+
+
+def grouped_inputs(groups: Groups, past: int, heads: int, dtype: torch.dtype) -> tuple[list[Tensor], Tensor]:
+    """Queries, keys and values of two rows, and a mask of the keys."""
+    torch.manual_seed(past + heads)
+    n = groups.total + 3
+    keys = [random(2, heads, past + n, 8, dtype=dtype) for _ in range(2)]
+    mask = torch.rand(2, 1, 1, past + n) > 0.4
+    mask[..., -1] = True  # every query sees something that is shared
+    return leaves(random(2, 6, n, 8, dtype=dtype), *keys), mask
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(("past", "heads"), [(0, 6), (5, 3), (1, 1)])
+@pytest.mark.parametrize(("sizes", "weights"), GROUPS)
+@pytest.mark.parametrize("path", fast(GROUPED_PATHS))
+def test_attention_in_groups_equals_its_reference(path, sizes, weights, past, heads, masked, dtype):
+    groups = Groups(sizes, weights)
+    inputs, mask = grouped_inputs(groups, past, heads, dtype)
+    mask = mask if masked else None
+    compare(
+        "attention in groups", path, lambda *qkv: attend_in_groups(*qkv, groups, mask=mask, scale=0.3), inputs, dtype
+    )
+
+
+@pytest.mark.parametrize("path", [path.name for path in GROUPED_PATHS])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(("sizes", "weights"), GROUPS)
+def test_attention_in_groups_is_the_published_loop(path, sizes, weights, masked):
+    groups = Groups(sizes, weights)
+    (q, k, v), mask = grouped_inputs(groups, 5, 6, torch.float64)
+    mask = mask if masked else None
+    expected = pass_by_pass(q, k, v, groups, mask, 0.3)
+    with force("attention in groups", path):
+        close(attend_in_groups(q, k, v, groups, mask=mask, scale=0.3), expected, torch.float64)
+    one = Groups((groups.total,), (1.0,))
+    plain = attend(q, k, v, causal=False, mask=mask, scale=0.3)
+    with force("attention in groups", path):
+        close(attend_in_groups(q, k, v, one, mask=mask, scale=0.3), plain, torch.float64)
+    assert len(sizes) == 1 or not torch.allclose(expected, plain, atol=1e-3), "groups do not see each other"
+
+
+@pytest.mark.parametrize(
+    ("sizes", "weights"),
+    [((), ()), ((2,), ()), ((2, 0), (0.5, 0.5)), ((2, 2), (0.5, 0.6)), ((2, 2), (1.5, -0.5)), ((1,), (math.nan,))],
+)
+def test_groups_that_mean_nothing(sizes, weights):
+    with pytest.raises(ValueError, match="weights"):
+        Groups(sizes, weights)
 
 
 def test_causal_attention_needs_enough_keys():

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -50,41 +51,6 @@ def read(model, ids):
     return cache
 
 
-@torch.no_grad()
-def their_velocity(model, items, clean, fps, level, follow):
-    """Of the last of ``items`` (c, T, H, W), whose frames ``clean`` are given; the others are whole."""
-    from diffusers.pipelines.cosmos.pipeline_cosmos3_omni import Cosmos3OmniPipeline as Pipeline
-
-    me = SimpleNamespace(transformer=model, vae_scale_factor_temporal=4)
-    text = Pipeline._prepare_text_segment(me, IDS, "cpu")
-    begin, end, places, parts = text["vision_start_temporal_offset"], len(IDS), [text["text_mrope_ids"]], []
-    for item in items:
-        known = clean if item is items[-1] else range(item.shape[1])
-        part = Pipeline._prepare_vision_segment(me, item[None], False, begin, fps, end, "cpu", list(known))
-        places.append(part["vision_mrope_ids"])
-        end += part["num_vision_tokens"]
-        begin = math.ceil(part["vision_mrope_ids"].max()) + 1 if follow else begin
-        parts.append(part)
-    noisy = sum(part["num_noisy_vision_tokens"] for part in parts)
-    found = model(
-        input_ids=text["input_ids"],
-        text_indexes=text["text_indexes"],
-        und_len=text["und_len"],
-        position_ids=torch.cat(places, dim=1),
-        sequence_length=end,
-        vision_tokens=[item[None] for item in items],
-        vision_timesteps=torch.full((noisy,), level * 1000),
-        vision_token_shapes=[part["vision_token_shapes"][0] for part in parts],
-        vision_noisy_frame_indexes=[part["vision_noisy_frame_indexes"][0] for part in parts],
-        **{
-            name: torch.cat([part[name] for part in parts])
-            for name in ("vision_sequence_indexes", "vision_mse_loss_indexes")
-        },
-        return_dict=False,
-    )
-    return found[0][-1][0]
-
-
 def clips(count: int, frames: int, height: int, width: int) -> list[torch.Tensor]:
     return [noise(1, peer.CHANNELS, frames, height, width, seed=seed).float() for seed in range(count)]
 
@@ -95,7 +61,7 @@ def clips(count: int, frames: int, height: int, width: int) -> list[torch.Tensor
 def test_one_call_with_controls_is_that_of_diffusers(pair, controls, fps, clean, follow):
     theirs, ours = pair
     *given, video = clips(controls + 1, 3, 3, 4)
-    expected = their_velocity(theirs, [*(x[0] for x in given), video[0]], clean, fps, 0.7, follow)
+    expected = peer.velocity_behind(theirs, IDS, [*(x[0] for x in given), video[0]], clean, fps, 0.7, follow)
     flags = torch.tensor([[i in clean for i in range(3)]])
     rate = None if fps is None else torch.tensor([fps])
     scene = Scene(rate, {VIDEO: flags} if clean else {}, controls=tuple(given), follow=follow)
@@ -104,6 +70,71 @@ def test_one_call_with_controls_is_that_of_diffusers(pair, controls, fps, clean,
     assert float((found[VIDEO][0] - expected).norm()) <= 1e-5 * float(expected.norm())
     without = ours.velocity({VIDEO: video}, torch.tensor([0.7]), read(ours, IDS), Scene(rate, scene.clean))
     assert float((found[VIDEO] - without[VIDEO]).norm()) > 1e-2 * float(expected.norm()), "the controls are seen"
+
+
+def pass_by_pass(sizes, weights):
+    """Attention as published for several controls, in place of diffusers' own: a pass for each, on the two of them."""
+    from diffusers.models.transformers import transformer_cosmos3
+
+    plain = transformer_cosmos3.dispatch_attention_fn
+
+    def attention(q, k, v, is_causal, **options):
+        if is_causal:
+            return plain(q, k, v, is_causal=True, **options)
+        past, begin, shared = k.shape[1] - q.shape[1], 0, torch.arange(sum(sizes), q.shape[1])
+        found, mean = [], 0.0
+        for size, weight in zip(sizes, weights, strict=True):
+            own, begin = torch.arange(begin, begin + size), begin + size
+            keys = torch.cat([torch.arange(past), past + own, past + shared])
+            of_own, of_shared = (
+                plain(q[:, i], k[:, keys], v[:, keys], is_causal=False, **options) for i in (own, shared)
+            )
+            found.append(of_own)
+            mean = mean + weight * of_shared
+        return torch.cat([*found, mean], dim=1)
+
+    return attention
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("follow", [False, True])
+@pytest.mark.parametrize(
+    ("weights", "fps", "clean"),
+    [((0.7, 0.3), 24.0, ()), ((3.0, 1.0), None, (0,)), ((1.0, 0.0), 10.0, ()), ((1.0, 1.0, 2.0), 30.0, (0,))],
+)
+def test_controls_with_weights_are_the_published_passes(pair, monkeypatch, weights, fps, clean, follow):
+    theirs, ours = pair
+    *given, video = clips(len(weights) + 1, 3, 3, 4)
+    flags = torch.tensor([[i in clean for i in range(3)]])
+    rate = None if fps is None else torch.tensor([fps])
+    scene = Scene(rate, {VIDEO: flags} if clean else {}, controls=tuple(given), weights=weights, follow=follow)
+    t, cache = torch.tensor([0.7]), read(ours, IDS)
+    found = ours.velocity(video, t, cache, scene)
+    joint = ours.velocity(video, t, cache, replace(scene, weights=()))
+    shares = [weight / sum(weights) for weight in weights]
+    loop = pass_by_pass([3 * 2 * 2] * len(weights), shares)
+    monkeypatch.setattr("diffusers.models.transformers.transformer_cosmos3.dispatch_attention_fn", loop)
+    expected = peer.velocity_behind(theirs, IDS, [*(x[0] for x in given), video[0]], clean, fps, 0.7, follow)
+    assert float((found[0] - expected).norm()) <= 1e-5 * float(expected.norm())
+    assert float((found - joint).norm()) > 1e-3 * float(expected.norm()), "they do not see each other"
+
+
+@torch.no_grad()
+def test_one_control_needs_no_weight(pair):
+    _, ours = pair
+    control, video = clips(2, 3, 3, 4)
+    t, cache = torch.tensor([0.7]), read(ours, IDS)
+    plain = ours.velocity(video, t, cache, Scene(controls=(control,)))
+    for weight in (1.0, 0.2):
+        assert torch.equal(ours.velocity(video, t, cache, Scene(controls=(control,), weights=(weight,))), plain)
+
+
+def test_weights_that_mean_nothing(pair):
+    _, ours = pair
+    first, second, video = clips(3, 3, 2, 4)
+    for wrong in ((1.0,), (1.0, -1.0), (0.0, 0.0), (math.nan, 1.0), (math.inf, 1.0)):
+        with pytest.raises(ValueError, match="weights"):
+            ours.velocity(video, torch.tensor([0.5]), read(ours, IDS), Scene(controls=(first, second), weights=wrong))
 
 
 @torch.no_grad()
@@ -310,6 +341,26 @@ def test_controls_of_each_chunk_are_its_own(model, monkeypatch):
             torch.testing.assert_close(latents, latents_of(model, clip[list(index)]), rtol=1e-4, atol=1e-4)
 
 
+def test_weights_are_those_of_each_control(model, monkeypatch):
+    """By name, 1 where none is given; in the settings, and not in the branch without controls."""
+    asked, pipe, velocity = [], Transfer(model), model.velocity
+    options = {"steps": 1, "guidance": 3.0, "control_guidance": 1.5, "seed": 0, "frames": 5, **SIZE}
+    monkeypatch.setattr(model, "velocity", lambda *a: asked.append(a[3].weights) or velocity(*a))
+    controls = {"depth": footage(5), "edge": footage(5, seed=3)}
+    found = pipe(controls, "x", weights={"depth": 3}, **options)
+    assert asked == [(1.0, 3.0), (), (1.0, 3.0)]
+    assert found.settings[0]["weights"] == {"edge": 1.0, "depth": 3.0}
+    monkeypatch.undo()
+    equal, twice = (pipe(controls, "x", weights=w, **options) for w in (None, {"edge": 2, "depth": 2}))
+    assert equal.settings[0]["weights"] == {"edge": 1.0, "depth": 1.0}
+    assert torch.equal(equal.latents[0], twice.latents[0]), "only ratios count"
+    assert not torch.allclose(equal.latents[0], found.latents[0], atol=1e-4)
+    alone = pipe({"depth": controls["depth"]}, "x", **options)
+    assert "weights" not in alone.settings[0]
+    one_of_two = pipe(controls, "x", weights={"edge": 0}, **options)
+    torch.testing.assert_close(one_of_two.latents[0], alone.latents[0], rtol=1e-4, atol=1e-5)
+
+
 def test_first_frames_of_the_video_are_given(model):
     pipe, video = Transfer(model), footage(12)
     options = {"steps": 2, "guidance": 1.0, "seed": 1, **SIZE}
@@ -431,6 +482,12 @@ VIDEO_OF_TWELVE = footage(12)
         ({"controls": {"edge": False}}, "control edge is False"),
         ({"controls": {"edge": None}}, "control edge is None"),
         ({"controls": {"edge": True}}, "edge is drawn from a video"),
+        ({"weights": {"edge": 1.0}}, "weights are of \\['edge'\\]; they must be by name, of the controls depth"),
+        ({"weights": [1.0]}, "weights are of \\[1.0\\]"),
+        ({"weights": {"depth": -1}}, "the weight of depth is -1; it must be a number from 0 to 1e\\+06"),
+        ({"weights": {"depth": math.nan}}, "the weight of depth is nan"),
+        ({"weights": {"depth": True}}, "the weight of depth is True"),
+        ({"weights": {"depth": 0}}, "the weights of depth are all 0"),
         ({"strength": "strong"}, "strength is 'strong'; it must be one of very_low"),
         ({"frames": 13}, "frames is 13; .* have 12 frames"),
         ({"frames": 0}, "frames is 0"),

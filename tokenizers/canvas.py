@@ -2,6 +2,7 @@
 
     picture to start from   ──> cover    scaled until it covers the size, centre cropped
     clip to continue        ──> stretch  both sides scaled, aspect not kept
+    picture to edit         ──> stretch  to the size that fitted_size gives it
     observation of a robot  ──> [views ──>] canvas  scaled down only, padded right and below ──> codec ──> crop_latents
     any of them             ──> hold     cut or drawn out to the asked number of frames
 
@@ -30,6 +31,7 @@ SIZES = {  # tier -> aspect, width to height -> (height, width)
 }
 ASPECTS = ("1,1", "4,3", "3,4", "16,9", "9,16")
 MAX_FRAMES = {256: 400, 480: 300, 704: 200, 720: 200, 768: 200}
+LONGEST = 512  # pixels of the longer side of a picture that is edited
 FACTOR = 16  # pixels behind one latent, along a side
 VIEWS_LAYOUT = (  # what an action caption says of a frame made by views
     "The top row is from the wrist-mounted camera. "
@@ -55,6 +57,16 @@ def nearest_size(tier: int, height: int, width: int) -> tuple[int, int]:
     sizes = _sizes(tier)
     _check_size(height, width)
     return min(sizes.values(), key=lambda size: abs(size[0] / size[1] - height / width))
+
+
+def fitted_size(height: int, width: int, multiple: int, longest: int = LONGEST) -> tuple[int, int]:
+    """A picture's size where its longer side is ``longest``, both rounded down to ``multiple``, but not to nothing.
+
+    As published, in whole numbers: in floating point one longer side in eight becomes a multiple less.
+    """
+    _check_size(height, width)
+    largest = max(height, width)
+    return tuple(max(side * longest // largest // multiple, 1) * multiple for side in (height, width))
 
 
 def aspect_of(height: int, width: int) -> str:
@@ -97,18 +109,18 @@ def cover(image: Tensor, height: int, width: int) -> Tensor:
     return out.reshape(*image.shape[:-2], height, width)
 
 
-def stretch(frames: Tensor, height: int, width: int) -> Tensor:
-    """Picture or clip at ``height`` x ``width``, in steps of 1 / 255: bilinear, antialiased, in 8 bits.
+def stretch(frames: Tensor, height: int, width: int, resample: Image.Resampling = Image.Resampling.BILINEAR) -> Tensor:
+    """Picture or clip at ``height`` x ``width``, in steps of 1 / 255: antialiased, in 8 bits.
 
-    What diffusers does to clips of PIL pictures; its tensors and arrays take the nearest pixel instead. Pillow
-    itself is used: torch's 8-bit resampling differs from it by one step in up to a fifth of the pixels.
+    Bilinear it is what diffusers does to clips of PIL pictures; its tensors and arrays take the nearest pixel instead.
+    Pillow itself is used: torch's 8-bit resampling differs from it by one step in up to a fifth of the pixels.
     """
     clip = _frames(frames)
     _check_size(height, width)
     out = clip.new_empty(len(clip), 3, height, width, dtype=torch.float32)
     for i, frame in enumerate(clip):
         picture = Image.fromarray(_bytes(frame).permute(1, 2, 0).cpu().numpy())
-        pixels = picture.resize((width, height), Image.Resampling.BILINEAR).tobytes()
+        pixels = picture.resize((width, height), resample).tobytes()
         levels = torch.frombuffer(bytearray(pixels), dtype=torch.uint8).view(height, width, 3)
         out[i] = levels.permute(2, 0, 1).to(out) / 255
     return out.reshape(*frames.shape[:-2], height, width)

@@ -18,11 +18,13 @@ TIER, EDGE_TIER = 720, 480
 IMAGE = WalkConfig(steps=50, guidance=4.0, shift=3.0, solver="unipc", grid="native")
 VIDEO = replace(IMAGE, steps=35, guidance=6.0, shift=10.0)
 ACTION = replace(IMAGE, steps=30, guidance=1.0, shift=10.0)
+EDIT = replace(IMAGE, steps=35, guidance=6.0, shift=5.0)
 
 COSMOS3 = GenerationConfig(
     image=IMAGE,
     video=VIDEO,
     action=ACTION,
+    edit=EDIT,
     captions="chat",
     system_prompt=True,
     tier=TIER,
@@ -41,9 +43,9 @@ EDGE = replace(
 
 
 def student(levels: tuple[float, ...]) -> GenerationConfig:
-    """Guidance is part of its weights; every step renews the noise."""
+    """Guidance is part of its weights; every step renews the noise. No student of editing is published."""
     walk = WalkConfig(steps=len(levels), guidance=1.0, shift=1.0, eta=1.0, solver="euler", grid="plain", levels=levels)
-    return replace(COSMOS3, image=walk, video=walk, action=walk)
+    return replace(COSMOS3, image=walk, video=walk, action=walk, edit=None)
 
 
 def generation_of(parts: dict[str, Any], edge: bool) -> GenerationConfig:
@@ -70,7 +72,10 @@ def _levels(levels: Any) -> tuple[float, ...]:
 
 
 def _scheduled(found: GenerationConfig, scheduler: dict[str, Any], native: bool) -> GenerationConfig:
-    """The grid that the scheduler makes; its shift, where it has one, holds for every mode."""
+    """The grid that the scheduler makes; its shift, where it has one, holds for every mode but editing.
+
+    The reference pipeline does not edit: there the walk is that of the framework which trained the weights.
+    """
     kind, shift = scheduler.get("_class_name"), scheduler.get("flow_shift", 1.0)
     flow = scheduler.get("prediction_type") == "flow_prediction" and scheduler.get("use_flow_sigmas")
     if kind != "UniPCMultistepScheduler" or not (flow or scheduler.get("use_karras_sigmas")):
@@ -84,7 +89,8 @@ def _scheduled(found: GenerationConfig, scheduler: dict[str, Any], native: bool)
     else:
         change = {"grid": "native" if native else "shifted", "shift": float(shift)}
     walks = {name: replace(getattr(found, name), **change) for name in ("image", "video", "action")}
-    return replace(found, **walks)
+    edit = found.edit if change["grid"] == "karras" else replace(found.edit, grid=change["grid"])
+    return replace(found, **walks, edit=edit)
 
 
 __all__ = ["COSMOS3", "EDGE", "generation_of", "student"]

@@ -4,11 +4,14 @@ Shape letters: :mod:`omni.config`. Scores and softmax of the reference are taken
 is); the result has q's type.
 """
 
+import itertools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from omni.kernels import Path, choose, wide
+from omni.kernels.groups import Groups
 
 MASK_LIMIT = 1 << 22  # entries of a causal mask that are held at once
 
@@ -26,6 +29,42 @@ def attend(
         raise ValueError(f"causal attention of {q.shape[2]} queries over {k.shape[2]} keys: the first sees none")
     args = (q, k, v, causal, mask, scale)
     return choose("attention", ATTENTION_PATHS, *args)(*args)
+
+
+def attend_in_groups(
+    q: Tensor, k: Tensor, v: Tensor, groups: Groups, *, mask: Tensor | None = None, scale: float | None = None
+) -> Tensor:
+    """Full attention of ``groups`` and what they share: q (b, H, n, p), k and v (b, K, m, p) -> (b, H, n, p).
+
+        queries                group 1 | ... | group N | shared
+        keys        context |  group 1 | ... | group N | shared
+
+    The context's m - n keys are for every query. ``mask`` (b or 1, 1, 1, m) is True where queries may look besides.
+    """
+    args = (q, k, v, groups, mask, scale)
+    return choose("attention in groups", GROUPED_PATHS, *args)(*args)
+
+
+def attend_in_groups_reference(q, k, v, groups, mask=None, scale=None):
+    """Each group's pass over all tokens, the other groups hidden from it; then the mean over the passes."""
+    n, m, w = q.shape[2], k.shape[2], wide(q.dtype)
+    group = torch.arange(len(groups.sizes)).repeat_interleave(torch.tensor(groups.sizes))
+    group = F.pad(group, (m - n, n - groups.total), value=-1).to(q.device)  # (m,): -1 at what every pass sees
+    out = torch.zeros_like(q, dtype=w)
+    for i, weight in enumerate(groups.weights):
+        seen = ((group == i) | (group == -1)).expand(1, 1, 1, m)
+        found = attend_reference(q.to(w), k, v, False, seen if mask is None else seen & mask, scale)
+        share = (group == i).to(w) + weight * (group == -1).to(w)
+        out = out + share[m - n :, None] * found
+    return out.to(q.dtype)
+
+
+def attend_in_groups_sdpa(q, k, v, groups, mask=None, scale=None):
+    """One fused call a group, which nothing is hidden from: of the group's queries together with the shared ones."""
+    past = k.shape[2] - q.shape[2]
+    masks = itertools.repeat(None) if mask is None else groups.each(mask, 3, past)
+    passes = zip(groups.each(q, 2), groups.each(k, 2, past), groups.each(v, 2, past), masks, strict=False)
+    return groups.join((attend(*qkv, causal=False, mask=own, scale=scale) for *qkv, own in passes), 2)
 
 
 def attend_reference(q, k, v, causal, mask=None, scale=None):
@@ -105,5 +144,9 @@ ATTENTION_PATHS = (
     Path("sdpa", attend_sdpa),
     Path("reference", attend_reference),
 )
+GROUPED_PATHS = (
+    Path("sdpa", attend_in_groups_sdpa),
+    Path("reference", attend_in_groups_reference),
+)
 
-__all__ = ["ATTENTION_PATHS", "attend", "attend_reference"]
+__all__ = ["ATTENTION_PATHS", "GROUPED_PATHS", "attend", "attend_in_groups", "attend_reference"]

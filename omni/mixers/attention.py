@@ -1,7 +1,8 @@
 """Grouped-query attention, causal over a cached sequence or full over a noisy block that also reads a context.
 
 context tower    out = softmax(q k') v            keys: the cache, then this call's tokens, causally
-denoiser tower   out = softmax(q [k_ctx; k]') v   keys: the context's cache first, then the block, all of it
+denoiser tower   out = softmax(q [k_ctx; k]') v   keys: the context's cache first, then the block, all of it;
+                 or, of a block in groups, each group and what they share in turn
 """
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 from omni.cache import AttentionSlot
 from omni.config import AttentionConfig
-from omni.kernels.attention import attend
+from omni.kernels.attention import attend, attend_in_groups
 from omni.layers import Linear, RMSNorm, rotate, rotate_back
 from omni.mixers.layout import Layout
 
@@ -41,8 +42,11 @@ class Attention(nn.Module):
             v = slot.v.append(v, layout.held, layout.places)
         if context is not None:
             k, v = self._after_context(k, v, layout, context)
-        # A single query is the last one: it may see all that there is.
-        out = attend(q, k, v, causal=layout.causal and layout.n > 1, mask=layout.mask)
+        if layout.groups is not None:
+            out = attend_in_groups(q, k, v, layout.groups, mask=layout.mask)
+        else:
+            # A single query is the last one: it may see all that there is.
+            out = attend(q, k, v, causal=layout.causal and layout.n > 1, mask=layout.mask)
         return self.o_proj(out.transpose(1, 2).flatten(2))
 
     def project(self, x: Tensor, layout: Layout) -> tuple[Tensor, Tensor, Tensor]:

@@ -6,6 +6,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from omni.kernels.groups import Groups
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -25,6 +27,7 @@ class Layout:
     context_length: int = 0  # tokens of the context's longest row
     context_lengths: Tensor | None = None  # (b,) of each row, where rows differ
     context_rotary: tuple[Tensor, Tensor] | None = None  # cos, sin (b, 1, context_length, p)
+    groups: Groups | None = None  # of this call's tokens, where they do not all meet at once
 
     @cached_property
     def padding(self) -> Tensor | None:

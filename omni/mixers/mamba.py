@@ -48,6 +48,9 @@ class Mamba(nn.Module):
             y = self._one_by_one(xbc, dt, slot)
         elif slot is not None and layout.n == 1 and layout.lengths is None and not torch.is_grad_enabled():
             y = self._one(xbc[:, 0], dt[:, 0], slot)[:, None]
+        elif layout.groups is not None:
+            passes = zip(layout.groups.each(xbc, 1), layout.groups.each(dt, 1), strict=True)
+            y = layout.groups.join((self._many(*both, layout, slot, context) for both in passes), 1)
         else:
             y = self._many(xbc, dt, layout, slot, context)
         return self.out_proj(self.norm(y, z))
@@ -70,7 +73,7 @@ class Mamba(nn.Module):
         mixed = causal_conv(xbc, weight, bias, initial=conv, segments=layout.segments)
         x, B, C = self._split(mixed)
         # A block shorter than a chunk is one chunk: seeded states and long chunks do not mix well in every kernel.
-        chunk = min(self.config.chunk_size, layout.n)
+        chunk = min(self.config.chunk_size, xbc.shape[1])
         y, state = scan(
             x,
             dt,

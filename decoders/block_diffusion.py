@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from omni.decoders.autoregressive import Event, Row, Running
-from omni.decoders.sampling import Choice, Sampler, check_finite, draw, greedy
+from omni.decoders.sampling import Sampler, check_finite, draw, greedy
 
 MAX_BLOCK = 1 << 10
 
@@ -271,7 +271,7 @@ def _judge(
     """The row's events: what the context says at each place (n, v), as far as the block has said the same."""
     events: list[Event] = []
     for i in range(block.wanted):
-        choice: Choice = sampler.choose(row, logits[i], best[i], running.forced())
+        choice = sampler.choose(row, logits[i], best[i], running.forced())
         events.append(running.take(choice))
         if events[-1].finish is not None or block.tokens[i + 1 : i + 2] != [choice.token]:
             break

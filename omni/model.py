@@ -342,6 +342,17 @@ class Omni(nn.Module):
         )
         return self.tokens.write(hidden if where is None else hidden[where])
 
+    def contexts(self, ids: Tensor, rows: Tensor, starts: Tensor) -> Cache:
+        """What the context tower knows before many places of texts: a cache of k rows, after one reading.
+
+        Row i has read the first ``starts[i]`` tokens of the text ``rows[i]`` of ids (b, n), and hangs on no other.
+        """
+        ids = ids[:, : int(starts.max())]
+        cache = self.new_cache(*ids.shape)
+        cache.begin()
+        self.read(ids, cache, last=0)
+        return cache.branch(rows, starts)
+
     def _streams(self, state: State) -> dict[str, Tensor]:
         """In the weights' type."""
         if self.latents is None:

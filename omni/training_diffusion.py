@@ -23,7 +23,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from omni.blocks import Blocks, cut, masked_at, stratified
-from omni.cache import Cache
 from omni.data.texts import TextBatch
 from omni.layers import AdaLNTime
 from omni.model import Omni
@@ -50,7 +49,7 @@ class DiffusionLosses(nn.Module):
         if not len(blocks):
             raise ValueError("no text of the batch has a token to learn that has another before it")
         with reading_only(model.context):
-            contexts = branched(model, batch.input_ids, blocks)
+            contexts = model.contexts(batch.input_ids, blocks.rows, blocks.starts)
         masked = masked_at(blocks, stratified(len(blocks), blocks.rows.device))
         noisy, t = blocks.noisy(masked, model.tokens.mask)
         logits, targets = model.denoise_tokens(noisy, t, contexts, where=masked), blocks.tokens[masked]
@@ -115,18 +114,6 @@ def reading_only(tower: nn.Module) -> Iterator[None]:
             yield
     finally:
         tower.train(training)
-
-
-def branched(model: Omni, ids: Tensor, blocks: Blocks) -> Cache:
-    """What the context tower knows before each block: a cache of a row for every one, after one reading of the texts.
-
-    ids (b, n), padded on the right; no block hangs on what stands there.
-    """
-    ids = ids[:, : int(blocks.starts.max())]
-    cache = model.new_cache(*ids.shape)
-    cache.begin()
-    model.read(ids, cache, last=0)
-    return cache.branch(blocks.rows, blocks.starts)
 
 
 def ends(model: Omni) -> frozenset[int]:

@@ -41,6 +41,7 @@ LEVELS = {
     "omni.decoders": 3,
     "omni.streams": 4,
     "omni.tower": 4,
+    "omni.likelihood": 6,
     "omni.model": 5,
     "omni.mtp": 5,
     "omni.optim": 5,

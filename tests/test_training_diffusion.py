@@ -16,7 +16,7 @@ from omni.families.base import Preset
 from omni.model import Omni
 from omni.recipe import DiffusePlan, load_recipe
 from omni.training import OmniTraining, build, train
-from omni.training_diffusion import DiffusionLosses, begin, branched, reading_only
+from omni.training_diffusion import DiffusionLosses, begin, reading_only
 from omni.training_steps import Steps, encoding
 
 SIZES = replace(
@@ -137,7 +137,7 @@ def test_logits_of_one_pass_are_those_of_block_after_block(size, rotary):
     blocks = cut(text, text > 0, everything(text).learnt, torch.tensor([1, 2]), size)
     masked = masked_at(blocks, stratified(len(blocks)))
     noisy, t = blocks.noisy(masked, MASK)
-    found = model.denoise_tokens(noisy, t, branched(model, text, blocks))
+    found = model.denoise_tokens(noisy, t, model.contexts(text, blocks.rows, blocks.starts))
     assert len(blocks) == -(-14 // size) + -(-13 // size)
     for i, (row, start) in enumerate(zip(blocks.rows.tolist(), blocks.starts.tolist(), strict=True)):
         cache = model.new_cache(1)
@@ -154,11 +154,11 @@ def test_nothing_at_or_behind_a_blocks_start_leaks_into_it(pattern):
     text = ids(3, 18, vocab=31) % 28 + 3
     blocks = cut(text, text > 0, everything(text).learnt, torch.tensor([1, 3, 4]), 4)
     noisy, t = blocks.noisy(masked_at(blocks, stratified(len(blocks))), MASK)
-    found = model.denoise_tokens(noisy, t, branched(model, text, blocks))
+    found = model.denoise_tokens(noisy, t, model.contexts(text, blocks.rows, blocks.starts))
     for place in range(1, 18):
         other = text.clone()
         other[:, place:] = (other[:, place:] + 5) % 28 + 3
-        changed = model.denoise_tokens(noisy, t, branched(model, other, blocks))
+        changed = model.denoise_tokens(noisy, t, model.contexts(other, blocks.rows, blocks.starts))
         same, known = blocks.starts <= place, blocks.starts > place
         close(changed[same], found[same], 1e-5 if "E" in pattern else 0)
         if bool(known.any()):
@@ -220,7 +220,7 @@ def test_the_loss_is_the_mean_over_masked_tokens_and_only_the_denoiser_learns(tm
     masked = masked_at(blocks, stratified(len(blocks)))
     noisy, t = blocks.noisy(masked, MASK)
     with torch.no_grad(), reading_only(own.model):
-        logits = own.model.denoise_tokens(noisy, t, branched(own.model, batch.input_ids, blocks))
+        logits = own.model.denoise_tokens(noisy, t, own.model.contexts(batch.input_ids, blocks.rows, blocks.starts))
     torch.testing.assert_close(loss.detach(), F.cross_entropy(logits[masked], blocks.tokens[masked]))
     right = (logits[masked].argmax(-1) == blocks.tokens[masked]).float().mean()
     assert float(parts["diffuse_right"][1]) == pytest.approx(float(right))
@@ -338,12 +338,12 @@ def test_a_denoiser_learns_a_text():
     asked.losses(model, plan, batch)
     model.tokens.embed.weight.data.mul_(0.1)
     torch.manual_seed(0)
-    for _ in range(100):
+    for _ in range(70):
         loss = asked.losses(model, plan, batch)["diffuse"][1]
         loss.backward()
         optimiser.step()
         optimiser.zero_grad()
-    assert float(loss.detach()) < 0.3
+    assert float(loss.detach()) < 0.5
     cache = model.eval().new_cache(1)
     model.read(text[:, :1], cache)
     with torch.no_grad():

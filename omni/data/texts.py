@@ -1,6 +1,8 @@
 """Texts that a denoiser of tokens learns to write: dialogues of the text worlds, one a row.
 
-seed ── TEXTS[kind] ──> messages ── chat template ──> ids; what the assistant says is learnt
+    seed ── TEXTS[kind] ──> messages ── chat template ──> ids; what the assistant says is learnt
+
+A world of texts is added by its function from a seed to messages.
 """
 
 from collections.abc import Callable
@@ -51,7 +53,6 @@ def text_batch(seed: int, size: int, width: int, encoding: Encoding, mixture: di
     lengths = torch.tensor([len(own) for own, _ in rows])
     learnt = labels != IGNORED
     thinks, line = encoding.special["think"], encoding.encode("\n")[0]
-    learnt[:, 1:] &= ~(
-        (ids[:, :-1] == thinks) & (ids[:, 1:] == line)
-    )  # a prompt has it, wherever reasoning is asked for
+    # The line break behind the opening mark is part of every prompt that asks for reasoning.
+    learnt[:, 1:] &= ~((ids[:, :-1] == thinks) & (ids[:, 1:] == line))
     return TextBatch(ids, torch.arange(ids.shape[1]) < lengths[:, None], learnt)

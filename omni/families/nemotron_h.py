@@ -368,9 +368,15 @@ def mtp_rules(config: OmniConfig) -> tuple[Rule, ...]:
     return (*first, final, *layer_rules("mtp.layers.{j}.", "mtp.blocks.{j}."))
 
 
+TWO_TOWERS = "NemotronHTwoTowerForCausalLM"
+"""The architecture of :mod:`omni.families.twotower`, whose files have this model_type too."""
+
+
 def matches(plain: dict[str, Any]) -> bool:
     architectures = plain.get("architectures") or []
     kind = plain.get("model_type")
+    if TWO_TOWERS in architectures:
+        return False
     return kind == "nemotron_h" or (kind is None and "NemotronHForCausalLM" in architectures)
 
 

@@ -128,13 +128,16 @@ def _stepped(step: str) -> int | None:
 # -- programs --------------------------------------------------------------------------------------------------------
 
 
+STATEMENTS = {1: 2, 2: 3, 3: 3}  # level -> assignments behind the first two
+
+
 def program(rng: Random, level: int) -> Solved:
     """Assignments to two variables; at level 3 one of them is in a loop."""
     first, second = rng.sample("abcnxy", 2)
     values = {second: rng.randint(1, 9), first: rng.randint(1, 20)}
     source, lines = [f"{name}={values[name]}" for name in (first, second)], [_state(values)]
-    loop = rng.randint(1, level) if level == 3 else 0
-    for at in range(1, level + 2):
+    loop = rng.randint(1, STATEMENTS[level]) if level == 3 else 0
+    for at in range(1, STATEMENTS[level] + 1):
         line, values, steps = _assigned(rng, values, rng.randint(2, 3) if at == loop else 1)
         source += line
         lines += steps
@@ -150,16 +153,15 @@ def _assigned(rng: Random, values: dict[str, int], times: int) -> tuple[list[str
         right = rng.choice([*sorted(set(values) - {left}), *[str(rng.randint(1, 9))] * 2])
         if times > 1 and left != target:
             continue  # each round would do the same
-        state, steps = dict(values), []
-        while len(steps) < times:
+        line, state, steps = f"{target}={left}{sign}{right}", dict(values), []
+        for round_ in range(times, 0, -1):
             step = f"{state[left]}{sign}{state.get(right, right)}"
             value = _stepped(step)
             if value is None:
                 break
             state = {target: value} | {name: state[name] for name in state if name != target}
-            steps.append(f"{step}={value} {_state(state)}")
+            steps.append(f"{f'{round_} ' if times > 1 else ''}{line}: {step}={value} {_state(state)}")
         if len(steps) == times:
-            line = f"{target}={left}{sign}{right}"
             return [line] if times == 1 else [f"for i in range({times}):", f" {line}"], state, steps
 
 

@@ -1,10 +1,11 @@
 """Problems of numbers: columns of digits, brackets, small programs.
 
-sum         346+58    6+8=14 4 / 4+5+1=10 04 / 3+0+1=4 404       what is found so far stands behind each column
-difference  52-18     2-8+10=4 4 / 5-1-1=3 34                    +10: borrowed, -1: lent
-product     47*6      7*6=42 2 / 4*6=24+4=28 282
-brackets    (7+5)-4   7+5=12 12-4 / 12-4=8 8                     one operation, and what is left to do
-program     b=a+5     7+5=12 b=12 a=7                            after each step the variables, the newest first
+sum         346+58     6+8=14 4 / 4+5+1=10 04 / 3+0+1=4 404      what is found so far stands behind each column
+difference  52-18      2-8+10=4 4 / 5-1-1=3 34                   +10: borrowed, -1: lent
+product     47*6       7*6=42 2 / 4*6=24+4=28 282
+brackets    (7+5)-4    7+5=12 12-4 / 12-4=8 8                    one operation, and what is left to do
+program     b=a+5      b=a+5: 7+5=12 b=12 a=7                    a step, and the variables, the newest first
+            in a loop  3 b=b+1: 12+1=13 b=13 a=7                 3 rounds are left
 """
 
 import re

@@ -1,9 +1,12 @@
 """Problems of words and lists: sorting, editing, tables.
 
-sort_numbers, sort_words   43 12 70       12: 43 70 / 43: 70           the next in order, and what is left
-edit                       plane          delete n: plae / reverse: ealp
-lookup                     qty of ann     ann: age 25 qty 4
-largest, total             a column       column 2 / tom 7: tom 7 / ann 9: ann 9 / ... or 7+9=16
+    sort_numbers, sort_words  43 12 70    12: 43 70 / 43: 70             the next in order, and what is left
+    edit                      plane       delete n: plae / reverse: ealp
+    lookup                    qty of ann  ann 25 4 / age 25 qty 4        the row, then with its heads
+    largest                   qty         age qty / ann 25 4: 4 ann 4 / bob 61 9: 9 bob 9
+    total                     qty         age qty / ann 25 4: 4 / bob 61 9: 9 4+9=13
+
+Of a column: the heads up to the one in question; then each row, its number, and the best or the sum so far.
 """
 
 from random import Random

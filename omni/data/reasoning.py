@@ -11,6 +11,7 @@ belongs to is decided by its working.
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import takewhile
 from random import Random
 
 from omni.data import HELD_OUT_SEEDS
@@ -27,15 +28,15 @@ MAX_LENGTH = 200
 
 KINDS: dict[str, tuple[float, Callable[[Random, int], Solved]]] = {  # name -> (weight, problems)
     "sum": (3, numbers.addition),
-    "difference": (3, numbers.subtraction),
-    "product": (3, numbers.multiplication),
+    "difference": (2, numbers.subtraction),
+    "product": (1, numbers.multiplication),
     "brackets": (3, numbers.brackets),
-    "program": (3, numbers.program),
-    "sort_numbers": (2, words.sort_numbers),
-    "sort_words": (2, words.sort_words),
-    "edit": (3, words.edit),
-    "lookup": (1, words.lookup),
-    "largest": (2, words.largest),
+    "program": (5, numbers.program),
+    "sort_numbers": (3, words.sort_numbers),
+    "sort_words": (3, words.sort_words),
+    "edit": (5, words.edit),
+    "lookup": (5, words.lookup),
+    "largest": (3, words.largest),
     "total": (2, words.total),
 }
 
@@ -96,10 +97,8 @@ def sample_reasoning(seed: int, kind: str | None = None, level: int | None = Non
 def check(problem: Problem, answer: str, working: str = "") -> Verdict:
     """Compare a reply with the one right way to write it, but for white space at its ends."""
     right, written = problem.working.split("\n"), working.strip().split("\n")
-    held = next(
-        (i for i, (a, b) in enumerate(zip(right, written, strict=False)) if a != b), min(len(right), len(written))
-    )
-    return Verdict(answer.strip() == problem.answer, written == right, held / len(right))
+    same = takewhile(lambda pair: pair[0] == pair[1], zip(right, written, strict=False))
+    return Verdict(answer.strip() == problem.answer, written == right, len(list(same)) / len(right))
 
 
 def _is_held_out(working: str) -> bool:

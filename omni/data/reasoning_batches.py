@@ -1,7 +1,6 @@
 """Batches of the reasoning world: problems packed into rows, so that few tokens are padding."""
 
 from collections.abc import Iterator
-from itertools import count
 from random import Random
 
 import torch
@@ -11,7 +10,7 @@ from omni.data.batches import Encoding, TalkBatch, answer_labels
 from omni.data.reasoning import KINDS, LEVELS, sample_reasoning
 from omni.losses import IGNORED
 
-AT_ONCE = 4096  # seeds that belong to a batch
+AT_ONCE = 4096  # problems of a batch, at most
 ROOM = 256
 """Tokens of a row with room for any problem: its characters and the marks of the chat around it."""
 MISSES = 8
@@ -53,7 +52,8 @@ def _problems(
 ) -> Iterator[tuple[list[int], list[int]]]:
     """Ids and labels of one problem after the other."""
     rng = Random(f"reasoned {seed}")
-    for at in count(TRAIN_SEEDS.start + seed * AT_ONCE):
+    first = TRAIN_SEEDS.start + seed * AT_ONCE
+    for at in range(first, first + AT_ONCE):
         kind = rng.choices(list(kinds), list(kinds.values()))[0]
         level = rng.choices(list(levels), list(levels.values()))[0]
         messages = sample_reasoning(at, kind, level)

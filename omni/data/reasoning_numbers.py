@@ -1,10 +1,11 @@
 """Problems of numbers: columns of digits, brackets, small programs.
 
-sum         346+58    6+8=14 4 / 4+5+1=10 04 / 3+0+1=4 404       what is found so far stands behind each column
-difference  52-18     2-8+10=4 4 / 5-1-1=3 34                    +10: borrowed, -1: lent
-product     47*6      7*6=42 2 / 4*6=24+4=28 282
-brackets    (7+5)-4   7+5=12 12-4 / 12-4=8 8                     one operation, and what is left to do
-program     b=a+5     7+5=12 b=12 a=7                            after each step the variables, the newest first
+sum         346+58     6+8=14 4 / 4+5+1=10 04 / 3+0+1=4 404      what is found so far stands behind each column
+difference  52-18      2-8+10=4 4 / 5-1-1=3 34                   +10: borrowed, -1: lent
+product     47*6       7*6=42 2 / 4*6=24+4=28 282
+brackets    (7+5)-4    7+5=12 12-4 / 12-4=8 8                    one operation, and what is left to do
+program     b=a+5      b=a+5: 7+5=12 b=12 a=7                    a step, and the variables, the newest first
+            in a loop  3 b=b+1: 12+1=13 b=13 a=7                 3 rounds are left
 """
 
 import re
@@ -128,13 +129,16 @@ def _stepped(step: str) -> int | None:
 # -- programs --------------------------------------------------------------------------------------------------------
 
 
+STATEMENTS = {1: 2, 2: 3, 3: 3}  # level -> assignments behind the first two
+
+
 def program(rng: Random, level: int) -> Solved:
     """Assignments to two variables; at level 3 one of them is in a loop."""
     first, second = rng.sample("abcnxy", 2)
     values = {second: rng.randint(1, 9), first: rng.randint(1, 20)}
     source, lines = [f"{name}={values[name]}" for name in (first, second)], [_state(values)]
-    loop = rng.randint(1, level) if level == 3 else 0
-    for at in range(1, level + 2):
+    loop = rng.randint(1, STATEMENTS[level]) if level == 3 else 0
+    for at in range(1, STATEMENTS[level] + 1):
         line, values, steps = _assigned(rng, values, rng.randint(2, 3) if at == loop else 1)
         source += line
         lines += steps
@@ -150,16 +154,15 @@ def _assigned(rng: Random, values: dict[str, int], times: int) -> tuple[list[str
         right = rng.choice([*sorted(set(values) - {left}), *[str(rng.randint(1, 9))] * 2])
         if times > 1 and left != target:
             continue  # each round would do the same
-        state, steps = dict(values), []
-        while len(steps) < times:
+        line, state, steps = f"{target}={left}{sign}{right}", dict(values), []
+        for round_ in range(times, 0, -1):
             step = f"{state[left]}{sign}{state.get(right, right)}"
             value = _stepped(step)
             if value is None:
                 break
             state = {target: value} | {name: state[name] for name in state if name != target}
-            steps.append(f"{step}={value} {_state(state)}")
+            steps.append(f"{f'{round_} ' if times > 1 else ''}{line}: {step}={value} {_state(state)}")
         if len(steps) == times:
-            line = f"{target}={left}{sign}{right}"
             return [line] if times == 1 else [f"for i in range({times}):", f" {line}"], state, steps
 
 

@@ -1,9 +1,12 @@
 """Problems of words and lists: sorting, editing, tables.
 
-sort_numbers, sort_words   43 12 70       12: 43 70 / 43: 70           the next in order, and what is left
-edit                       plane          delete n: plae / reverse: ealp
-lookup                     qty of ann     ann: age 25 qty 4
-largest, total             a column       column 2 / tom 7: tom 7 / ann 9: ann 9 / ... or 7+9=16
+    sort_numbers, sort_words  43 12 70    12: 43 70 / 43: 70             the next in order, and what is left
+    edit                      plane       delete n: plae / reverse: ealp
+    lookup                    qty of ann  ann 25 4 / age 25 qty 4        the row, then with its heads
+    largest                   qty         age qty / ann 25 4: 4 ann 4 / bob 61 9: 9 bob 9
+    total                     qty         age qty / ann 25 4: 4 / bob 61 9: 9 4+9=13
+
+Of a column: the heads up to the one in question; then each row, its number, and the best or the sum so far.
 """
 
 from random import Random
@@ -80,7 +83,7 @@ def lookup(rng: Random, level: int) -> Solved:
     heads, rows = _table(rng, level, 99)
     name, at = rng.choice(list(rows)), rng.randrange(2)
     told = " ".join(f"{head} {value}" for head, value in zip(heads, rows[name], strict=True))
-    return Solved(_shown(heads, rows, f"{heads[at]} of {name}?"), [f"{name}: {told}"], str(rows[name][at]))
+    return Solved(_shown(heads, rows, f"{heads[at]} of {name}?"), [_row(name, rows[name]), told], str(rows[name][at]))
 
 
 def largest(rng: Random, level: int) -> Solved:
@@ -91,22 +94,26 @@ def largest(rng: Random, level: int) -> Solved:
         column = [row[at] for row in rows.values()]
         if column.count(max(column)) == 1:
             break
-    best, lines = None, [f"column {at + 1}"]
+    best, lines = None, [" ".join(heads[: at + 1])]
     for name, row in rows.items():
         best = name if best is None or row[at] > rows[best][at] else best
-        lines.append(f"{name} {row[at]}: {best} {rows[best][at]}")
+        lines.append(f"{_row(name, row)}: {row[at]} {best} {rows[best][at]}")
     return Solved(_shown(heads, rows, f"largest {heads[at]}?"), lines, best)
 
 
 def total(rng: Random, level: int) -> Solved:
     heads, rows = _table(rng, level, 9)
-    at, found, lines = rng.randrange(2), None, []
-    lines.append(f"column {at + 1}")
+    at, found = rng.randrange(2), None
+    lines = [" ".join(heads[: at + 1])]
     for name, row in rows.items():
-        step = "" if found is None else f"{found}+{row[at]}="
+        step = "" if found is None else f" {found}+{row[at]}={found + row[at]}"
         found = (found or 0) + row[at]
-        lines.append(f"{name} {row[at]}: {step}{found}")
+        lines.append(f"{_row(name, row)}: {row[at]}{step}")
     return Solved(_shown(heads, rows, f"total {heads[at]}?"), lines, str(found))
+
+
+def _row(name: str, row: tuple[int, int]) -> str:
+    return f"{name} {row[0]} {row[1]}"
 
 
 def _table(rng: Random, level: int, most: int) -> tuple[list[str], dict[str, tuple[int, int]]]:
@@ -116,5 +123,5 @@ def _table(rng: Random, level: int, most: int) -> tuple[list[str], dict[str, tup
 
 
 def _shown(heads: list[str], rows: dict[str, tuple[int, int]], question: str) -> str:
-    lines = ["name " + " ".join(heads), *(f"{name} {a} {b}" for name, (a, b) in rows.items())]
+    lines = ["name " + " ".join(heads), *(_row(name, row) for name, row in rows.items())]
     return "\n".join([*lines, question])

@@ -2,11 +2,12 @@
 
     sort_numbers, sort_words  43 12 70    12: 43 70 / 43: 70             the next in order, and what is left
     edit                      plane       delete n: plae / reverse: ealp
-    lookup                    qty of ann  ann 25 4 / age 25 qty 4        the row, then with its heads
+    lookup                    qty of bob  age qty / ann 25 4 / bob 61 9: 9
     largest                   qty         age qty / ann 25 4: 4 ann 4 / bob 61 9: 9 bob 9
     total                     qty         age qty / ann 25 4: 4 / bob 61 9: 9 4+9=13
 
-Of a column: the heads up to the one in question; then each row, its number, and the best or the sum so far.
+Of a column: the heads up to the one in question; then the rows up to the one in question, and its number; or each row,
+its number, and the best or the sum so far.
 """
 
 from random import Random
@@ -81,9 +82,12 @@ def _rule(rng: Random, word: str, before: str) -> tuple[str, str]:
 
 def lookup(rng: Random, level: int) -> Solved:
     heads, rows = _table(rng, level, 99)
-    name, at = rng.choice(list(rows)), rng.randrange(2)
-    told = " ".join(f"{head} {value}" for head, value in zip(heads, rows[name], strict=True))
-    return Solved(_shown(heads, rows, f"{heads[at]} of {name}?"), [_row(name, rows[name]), told], str(rows[name][at]))
+    names, at = list(rows), rng.randrange(2)
+    wanted = rng.choice(names)
+    value = str(rows[wanted][at])
+    lines = [" ".join(heads[: at + 1]), *(_row(name, rows[name]) for name in names[: names.index(wanted) + 1])]
+    lines[-1] += f": {value}"
+    return Solved(_shown(heads, rows, f"{heads[at]} of {wanted}?"), lines, value)
 
 
 def largest(rng: Random, level: int) -> Solved:

@@ -357,23 +357,36 @@ def _journal(args: Arguments) -> Path | None:
     return args.out.with_name(f"{args.out.name}.part") if args.out is not None and args.data is not None else None
 
 
+SUBJECTS = {
+    "language": "beside transformers",
+    "understanding": "media, beside transformers",
+    "generation": "beside diffusers",
+    "decoding": "drafts and blocks, beside plain decoding of --model (default: tiny-text)",
+}
+
+
 def _bench_arguments(parser: Parser) -> None:
-    parser.add_argument("subject", choices=["language", "understanding", "generation"], help="what to measure")
+    parser.add_argument("subject", choices=list(SUBJECTS), help="; ".join(f"{k}: {v}" for k, v in SUBJECTS.items()))
     parser.add_argument("--quick", action="store_true", help="fewer turns and shorter prompts")
     parser.add_argument("--threads", type=whole(1, 1024), default=2, help="of both sides (default: 2)")
     parser.add_argument("--sizes", help="generation: ours alone at published sizes, such as nano, on --device")
+    parser.add_argument("--plot", type=Path, metavar="PNG", help="decoding: a picture of speeds and scores")
 
 
 def _bench(args: Arguments) -> Any:
-    from omni import bench, bench_generation, bench_understanding
+    from omni import bench, bench_decoding, bench_generation, bench_understanding
 
-    measures = {"language": bench.bench_language, "understanding": bench_understanding.bench_understanding}
-    own = {}
-    if args.subject == "generation":
-        measures["generation"], own = bench_generation.bench_generation, {"device": args.device, "sizes": args.sizes}
-    elif args.sizes is not None:
-        raise UsageError(f"--sizes belongs to generation, not to {args.subject}")
-    report = measures[args.subject](quick=args.quick, seed=args.seed, threads=args.threads, **own)
+    measures = {
+        "language": (bench.bench_language, {}),
+        "understanding": (bench_understanding.bench_understanding, {}),
+        "generation": (bench_generation.bench_generation, {"device": args.device, "sizes": args.sizes}),
+        "decoding": (bench_decoding.bench_decoding, {"model": args.model or "tiny-text", "plot": args.plot}),
+    }
+    for name, subject in (("sizes", "generation"), ("plot", "decoding")):
+        if getattr(args, name) is not None and args.subject != subject:
+            raise UsageError(f"--{name} belongs to {subject}, not to {args.subject}")
+    measure, own = measures[args.subject]
+    report = measure(quick=args.quick, seed=args.seed, threads=args.threads, **own)
     say(args, bench.table(report))
     return report.as_dict()
 
@@ -421,7 +434,7 @@ COMMANDS = {
     "world": WORLD,
     "train": Command("run or resume a training recipe", _train_arguments, _train),
     "eval": Command("measure a model on a task", _eval_arguments, _eval, None),
-    "bench": Command("measure speed beside the reference implementation", _bench_arguments, _bench),
+    "bench": Command("measure speed beside the reference implementation", _bench_arguments, _bench, None),
     "info": Command("parts, parameters and memory of a model", _info_arguments, _info),
     "convert": Command("write a checkpoint in another layout or type", _convert_arguments, _convert),
 }

@@ -1,4 +1,4 @@
-"""``python -m omni.demo``: read documents, watch, listen, draw, animate, act, chat, and show it all on one page.
+"""``python -m omni.demo``: read documents, watch, listen, draw, animate, act, write, and show it all on one page.
 
 Writes ``demo/index.html``: one file without any outside reference. What can be checked is checked: answers against
 ``assets/samples/questions.json`` and ``media.json``, pictures by the detector of the scene world. An hour of video is
@@ -27,6 +27,7 @@ from omni.assets import find_assets
 from omni.data.clips import long_clip
 from omni.data.scenes import CATEGORIES, check, sample_prompt
 from omni.demo_motion import animations, check_worlds, rollouts
+from omni.demo_text import writings
 from omni.metrics import exact_match
 from omni.model import Omni
 from omni.pipelines.chat import Chat
@@ -58,10 +59,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--student", default="tiny-4step", help="the same, of its student (default: tiny-4step)")
     parser.add_argument("--animator", default="tiny-animate", help="for videos (default: tiny-animate)")
     parser.add_argument("--actor", default="tiny-act", help="for robots (default: tiny-act)")
+    parser.add_argument("--writer", default="tiny-text", help="for workings (default: tiny-text)")
     parser.add_argument("--out", type=Path, default=Path("demo"), help="folder to write (default: demo)")
     args = parser.parse_args(argv)
     try:
-        result = run(args.model, args.student, args.animator, args.actor)
+        result = run(args.model, args.student, args.animator, args.actor, args.writer)
         page = write(result, args.out)
     except (ValueError, OSError) as error:
         print(f"demo: {error}", file=sys.stderr)
@@ -71,12 +73,12 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def run(name: str, student: str, animator: str, actor: str) -> dict[str, Any]:
+def run(name: str, student: str, animator: str, actor: str, writer: str) -> dict[str, Any]:
     """Everything that the page shows: of the model ``name``, of its ``student`` of few steps the pictures, of the
-    ``animator`` the videos and of the ``actor`` the episodes."""
+    ``animator`` the videos, of the ``actor`` the episodes and of the ``writer`` the workings."""
     start = time.perf_counter()
     _say(f"loading {name}")
-    model, films, acts = omni.load(name), omni.load(animator), omni.load(actor)
+    model, films, acts, writes = omni.load(name), omni.load(animator), omni.load(actor), omni.load(writer)
     if acts.actions is not None:
         check_worlds()  # before anything else is done
     result = {
@@ -86,8 +88,9 @@ def run(name: str, student: str, animator: str, actor: str) -> dict[str, Any]:
         "media": [*_media(model), _hour(model)],
         "pictures": _pictures(model),
         "quick": _pictures(omni.load(student)),
-        "animations": _moving(animations, films, "animating pictures"),
-        "robots": _moving(rollouts, acts, "driving robots"),
+        "animations": _made(animations, films, "animating pictures"),
+        "robots": _made(rollouts, acts, "driving robots"),
+        "writings": _made(writings, writes, "writing the same answers in every way"),
         "conversations": _conversations(model),
     }
     return {**result, "seconds": time.perf_counter() - start, "scores": _scores(result)}
@@ -221,7 +224,7 @@ def _pictures(model: Omni) -> dict[str, Any]:
     return {"items": items, "seconds": took[0]}
 
 
-def _moving(make: Callable[[Omni], list], model: Omni, what: str) -> dict[str, Any]:
+def _made(make: Callable[[Omni], list], model: Omni, what: str) -> dict[str, Any]:
     _say(what)
     with _timed() as took:
         items = make(model)
@@ -255,6 +258,7 @@ def _scores(result: dict[str, Any]) -> list[dict[str, Any]]:
         "in few steps": result["quick"]["items"],
         "videos right": result["animations"]["items"],
         "robots at their goal": result["robots"]["items"],
+        "problems solved": [item for way in result["writings"]["items"] for item in way["items"]],
     }
     return [{"what": k, "right": sum(i["right"] for i in v), "of": len(v)} for k, v in kinds.items() if v]
 

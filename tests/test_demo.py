@@ -6,10 +6,11 @@ from functools import partial
 
 import pytest
 import torch
+from micro import micro_model
 
 import omni
-from omni import demo, demo_motion
-from omni.config import WalkConfig, replace
+from omni import demo, demo_motion, demo_text
+from omni.config import MTPConfig, TokenDiffusionConfig, WalkConfig, replace
 from omni.data.motion import KINDS
 from omni.families.tiny import ACT, ANIMATE
 from omni.model import Omni
@@ -32,7 +33,11 @@ def result() -> dict:
     model.tokenizer = ByteTokenizer()
     with pytest.MonkeyPatch.context() as patch:
         named = {name: copy.copy(model) for name in ("tiny", "tiny-4step", "tiny-animate", "tiny-act")}
+        named["tiny-text"] = micro_model(
+            vision=None, latent=None, diffusion=TokenDiffusionConfig(block_size=4), mtp=MTPConfig(pattern="*E")
+        )
         patch.setattr(omni, "load", named.__getitem__)
+        patch.setattr(demo_text, "TOKENS", 5)
         for what, name in (("animations", "tiny-animate"), ("rollouts", "tiny-act")):
             patch.setattr(demo, what, partial(_with, getattr(demo, what), named[name]))
         patch.setattr(demo, "PICTURES_PER_CATEGORY", 1)
@@ -40,7 +45,7 @@ def result() -> dict:
         patch.setattr(demo_motion, "EXECUTED", dict.fromkeys(demo_motion.EXECUTED, 16))
         patch.setattr(demo_motion, "ROBOTS", {"omni_arm": 1})
         patch.setattr(demo, "MAX_ANSWER", 3)
-        return demo.run("tiny", "tiny-4step", "tiny-animate", "tiny-act")
+        return demo.run("tiny", "tiny-4step", "tiny-animate", "tiny-act", "tiny-text")
 
 
 def test_everything_is_asked_and_judged(result):
@@ -48,7 +53,8 @@ def test_everything_is_asked_and_judged(result):
     assert len(questions) >= 20
     assert len(result["pictures"]["items"]) == 6
     assert [m["role"] for m in result["conversations"]["items"][0]] == ["user", "assistant"] * 3
-    answers, watched, pictures, quick, videos, robots = result["scores"]
+    answers, watched, pictures, quick, videos, robots, solved = result["scores"]
+    assert solved["of"] == 3 * len(demo_text.SHOWN)
     assert (videos["of"], robots["of"]) == (len(KINDS), 1)
     assert answers == {"what": "answers right", "right": sum(q["right"] for q in questions), "of": len(questions)}
     assert pictures["of"] == quick["of"] == 6
@@ -56,8 +62,15 @@ def test_everything_is_asked_and_judged(result):
     assert len(result["media"]) == 5
     assert watched["of"] == len(media) >= 20
     said = r"\d+/\d+ answers right, \d+/\d+ about charts, clips and sounds right, \d+/6 pictures right, "
-    said += r"\d+/6 in few steps, \d+/9 videos right, \d+/1 robots at their goal, \d+ s"
+    said += r"\d+/6 in few steps, \d+/9 videos right, \d+/1 robots at their goal, \d+/15 problems solved, \d+ s"
     assert re.fullmatch(said, demo.summary(result))
+
+
+def test_problems_are_answered_in_every_way(result):
+    plain, drafted, blocks = result["writings"]["items"]
+    assert [item["said"] for item in plain["items"]] == [item["said"] for item in drafted["items"]]
+    assert all(way["pace"] > 0 and len(way["items"]) == len(demo_text.SHOWN) for way in (plain, drafted, blocks))
+    assert demo_text.writings(micro_model()) == []  # one way only
 
 
 def test_the_page_is_whole_and_self_contained(result, tmp_path):
@@ -78,7 +91,7 @@ def test_the_page_is_whole_and_self_contained(result, tmp_path):
     assert page.count("✗ wrong") == of - right
 
 
-@pytest.mark.parametrize("role", ["model", "animator", "actor"])
+@pytest.mark.parametrize("role", ["model", "animator", "actor", "writer"])
 def test_a_missing_model_is_one_line_before_anything_is_done(capsys, monkeypatch, tmp_path, role):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr(demo, "_documents", None)

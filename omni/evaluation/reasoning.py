@@ -22,13 +22,23 @@ REPETITION = 16  # characters
 
 
 def run(
-    model: Omni, count: int, seed: int, drafts: int = 0, adaptive: bool = True, at_once: int = AT_ONCE
+    model: Omni,
+    count: int,
+    seed: int,
+    drafts: int = 0,
+    adaptive: bool = True,
+    decode: str = "plain",
+    threshold: float | None = None,
+    block: int | None = None,
+    steps: int | None = None,
+    lossless: bool = False,
+    at_once: int = AT_ONCE,
 ) -> tuple[dict[str, Any], list[dict]]:
-    """``count`` problems, dealt out over kinds and levels; ``drafts`` and ``adaptive`` are those of :class:`Chat`.
+    """``count`` problems, dealt out over kinds and levels; how they are written is as of :class:`Chat`.
 
     ``at_once`` conversations share a batch. Metrics: exact match of the answer (control: another problem's), share of
     replies whose whole working is right, share of the working before its first wrong line, tokens, share of replies
-    that end in a piece repeated over and over; with drafts the tokens of a pass.
+    that end in a piece repeated over and over; with drafts or blocks the tokens of a pass.
     """
     if at_once < 1:
         raise ValueError(f"at_once is {at_once}; it must be at least 1")
@@ -37,7 +47,8 @@ def run(
     for i, s in enumerate(held_out(seed, count)):
         problem = sample_problem(s, *dealt[i % len(dealt)])
         samples.append({"seed": s, **asdict(problem)})
-    _answer(Chat(model), samples, at_once, {"drafts": drafts, "adaptive": adaptive})
+    blocks = {"decode": decode, "threshold": threshold, "block": block, "steps": steps, "lossless": lossless}
+    _answer(Chat(model), samples, at_once, {"drafts": drafts, "adaptive": adaptive, **blocks})
     _judge(samples)
     metrics = averages(samples, COLUMNS)
     passes = mean(s["tokens_per_pass"] for s in samples if "tokens_per_pass" in s)
@@ -65,13 +76,13 @@ def _answer(chat: Chat, samples: list[dict], at_once: int, options: dict[str, An
 
 def _told(reply: Reply) -> dict[str, Any]:
     """What goes into the sample of a reply."""
-    drafts = reply.usage.drafts
+    several = reply.usage.drafts or reply.usage.denoising
     return {
         "said": reply.text.strip(),
         "reasoned": reply.reasoning.strip(),
         "completion_tokens": reply.tokens,
         "repetition": repeats(f"{reply.reasoning}\n{reply.text}"),
-        **({} if drafts is None else {"tokens_per_pass": drafts.tokens_per_pass}),
+        **({} if several is None else {"tokens_per_pass": several.tokens_per_pass}),
     }
 
 

@@ -3,7 +3,7 @@
     layers            the pattern loses letters               every mixer's neighbours stay as they are
     d_model           channels of the residual stream         one set for the whole context side
     d_ff              neurons of an MLP                       each layer its own
-    mamba_heads       heads of a Mamba mixer                  as many in each B/C group; the heads' order within it is free
+    mamba_heads       heads of a Mamba mixer                  as many in each B/C group
     mamba_head_dim    channels of a Mamba head                the same in every head of a layer
     attention_heads   query heads                             as many behind each key; keys and values stay
     experts           routed experts                          as many in each routing group

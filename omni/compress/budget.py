@@ -81,7 +81,7 @@ class Slot(NamedTuple):
 
 
 class Layer(NamedTuple):
-    """Of one layer of a letter: parameters, those that a token uses, those of the denoiser's twin; bytes of its slot."""
+    """Of one layer of a letter: parameters, those that a token uses, of the denoiser's twin; bytes of its slot."""
 
     own: int
     used: int

@@ -63,7 +63,9 @@ def measure_damages(
         advance(1)
         return found
 
-    axes = {axis: {own[0]: 0.0} | {s: tried(everything, {axis: s}) for s in points(own)} for axis, own in values.items()}
+    axes = {
+        axis: {own[0]: 0.0} | {s: tried(everything, {axis: s}) for s in points(own)} for axis, own in values.items()
+    }
     return Damages(axes, {len(kept): tried(kept, {}) if kept != everything else 0.0 for kept in depths})
 
 

@@ -40,7 +40,9 @@ class DepthOrder:
         """The ``count`` layers that are left. ConfigError where the order does not go so far."""
         gone = tower.n_layers - count
         if not 0 <= gone <= len(self.layers) or count < 1:
-            raise ConfigError(f"{count} layers are to stay; the order knows {len(self.layers)} of {tower.n_layers} to go")
+            raise ConfigError(
+                f"{count} layers are to stay; the order knows {len(self.layers)} of {tower.n_layers} to go"
+            )
         return tuple(i for i in range(tower.n_layers) if i not in self.layers[:gone])
 
 

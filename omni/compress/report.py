@@ -1,6 +1,6 @@
-"""What a search found, for people (Markdown and a plot) and for programs (JSON). Files are written beside, then renamed.
+"""What a search found, for people (Markdown and a plot) and for programs (JSON), written beside and renamed.
 
-    report.md   report.json   importance.png (only where there were weights to measure)
+report.md   report.json   importance.png (only where there were weights to measure)
 """
 
 import os
@@ -85,18 +85,22 @@ class Report:
         parts = [self._head(), self._grid(), self._ranked(), self._depths(), self._known(), self._measured()]
         return "\n".join(part for part in parts if part)
 
+    def chosen_words(self) -> str:
+        """What was made, in one line."""
+        return _words(self.chosen) if self.chosen is not None else "nothing"
+
     def _head(self) -> str:
-        u, limits = self.use, [said(self.limits)] if vars(self.limits) else []
+        u = self.use
         lines = [
             f"# {self.name}, compressed",
             "",
-            f"Budget: {', '.join(limits)}. Memory is weights, keys and values, and recurrent states of "
+            f"Budget: {said(self.limits)}. Memory is weights, keys and values, and recurrent states of "
             f"{u.batch} x {u.context:,} tokens, {u.element} bytes a number.",
             "",
             _table(COLUMNS, [_row("whole", _count(self.pattern), {}, self.whole)]),
         ]
         if self.chosen is not None:
-            lines += ["", f"Chosen: {_words(self.chosen)}."]
+            lines += ["", f"Chosen: {self.chosen_words()}."]
         return "\n".join([*lines, ""])
 
     def _grid(self) -> str:
@@ -139,7 +143,9 @@ class Report:
         rows = []
         for name, (counts, sizes, costs) in self.published.items():
             limit, place = self.limits.broken(costs), self.found.standing.get(name)
-            stands = f"{name} (no. {place:,} by size)" if limit is None else f"{name} ({_over(costs, limit, self.limits)})"
+            stands = (
+                f"{name} (no. {place:,} by size)" if limit is None else f"{name} ({_over(costs, limit, self.limits)})"
+            )
             rows.append(_row(stands, counts, sizes, costs))
         return "\n".join(["## Published shapes that this model can be cut to", "", _table(COLUMNS, rows), ""])
 
@@ -154,13 +160,25 @@ class Report:
         ]
         lines += [_table(("axis", "size: damage"), rows), ""]
         if self.order is not None and self.order.layers:
-            went = (f"{i} `{self.pattern[i]}` ({s:.4g})" for i, s in zip(self.order.layers, self.order.scores, strict=True))
+            went = (
+                f"{i} `{self.pattern[i]}` ({s:.4g})" for i, s in zip(self.order.layers, self.order.scores, strict=True)
+            )
             lines += [f"Layers in the order in which they go, by {self.order.method}: {', '.join(went)}.", ""]
         lines += ["Scores of the units, sorted: importance.png.", ""]
         return "\n".join(lines)
 
 
-COLUMNS = ("", "layers", "widths", "parameters", "of these a token", "weights GiB", "KV GiB", "states GiB", "memory GiB")
+COLUMNS = (
+    "",
+    "layers",
+    "widths",
+    "parameters",
+    "of these a token",
+    "weights GiB",
+    "KV GiB",
+    "states GiB",
+    "memory GiB",
+)
 COLUMNS += ("expected", "measured")
 
 
@@ -196,7 +214,7 @@ def _words(candidate: Candidate) -> str:
 def _over(costs: Costs, limit: str, limits: Limits) -> str:
     """By how much a limit is exceeded."""
     if limit == "memory":
-        return f"{(costs.memory - limits.memory) / GIB:.3f} GiB too many"
+        return f"{(costs.memory - limits.memory) / (1 << 20):,.1f} MiB too many"
     value, most = {"params": (costs.parameters, limits.params), "active_params": (costs.active, limits.active_params)}[
         limit
     ]
@@ -245,7 +263,9 @@ def plot(scores: Importance, damages: Damages | None, found: Found, path: Path) 
     for axis, own in {**(damages.axes if damages else {}), "layers": damages.layers if damages else {}}.items():
         if len(own) > 1:
             sizes = sorted(own)
-            right.plot([size / sizes[-1] for size in sizes], [own[s] for s in sizes], marker="o", label=axis, linewidth=1)
+            right.plot(
+                [size / sizes[-1] for size in sizes], [own[s] for s in sizes], marker="o", label=axis, linewidth=1
+            )
     right.set(xlabel="share that is left", ylabel="damage, nats a token")
     if right.lines:
         right.legend(fontsize=8)

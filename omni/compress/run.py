@@ -23,7 +23,7 @@ from omni.compress.damage import Judge, measure_damages, trials
 from omni.compress.depth import DepthOrder, passes, rank
 from omni.compress.importance import Importance, choose, measure
 from omni.compress.report import Report
-from omni.compress.search import Candidate, Found, Grid, Limits, all_depths, grid_values, search
+from omni.compress.search import Found, Grid, Limits, all_depths, grid_values, search
 from omni.compress.surgery import Kept, cut
 from omni.config import ConfigError, OmniConfig
 from omni.families import base_folder, compute_dtype, families, presets, read_folder, save
@@ -102,7 +102,9 @@ def compress(
         judge = Judge(model, batches[::2])
         searched = {axis: own for axis, own in values.items() if len(own) > 1}
         tries = trials(searched, depths)
-        damages = measure_damages(judge, scores, searched, depths, bar("damage of cuts", tries)) if task.limited else None
+        damages = (
+            measure_damages(judge, scores, searched, depths, bar("damage of cuts", tries)) if task.limited else None
+        )
         shapes = bar("shapes", len(values["d_model"]))
         found = search(ruler, task.limits, task.grid, depths, damages, task.tried, advance=shapes)
         found = _tried(found, judge, scores, bar("candidates", len(found.best)))

@@ -1,6 +1,6 @@
 """All shapes of a grid that fit a budget, ranked: sizes alone, so that it also works where there are no weights.
 
-    grid: layers x channels x widths of each mixer ──> costs of each ──> limits ──> ranked, with what was refused and why
+    grid: layers x channels x widths of each mixer ──> costs of each ──> limits ──> ranked; what was refused and why
 
 Without weights the largest comes first, as the authors of the 9B sorted theirs; with the damage that cuts were measured
 to do (:mod:`omni.compress.damage`) the least damaged. Limits of the grid: 40% of a width, 20% of the layers, multiples
@@ -60,7 +60,7 @@ class Grid:
     depth: float = 0.2
 
     def __post_init__(self) -> None:
-        unknown = sorted(set((*self.axes, *self.fixed)) - set(AXES))
+        unknown = sorted({*self.axes, *self.fixed} - set(AXES))
         if unknown:
             raise ConfigError(f"{', '.join(unknown)} are no axes; known: {', '.join(AXES)}")
         if not 0 <= self.width < 1 or not 0 <= self.depth < 1:
@@ -176,14 +176,16 @@ def _at(ruler: Ruler, letter: str, d: int, choices: Sequence[Choice]) -> Iterato
 
 
 def step(tower: TowerConfig, axis: str) -> int:
-    """Sizes along ``axis`` are multiples of this: a power of two, about a thirty-second of the whole, and its groups."""
+    """Sizes along ``axis`` are multiples of this: a power of two, about a thirty-second of it, and its groups."""
     whole = widths(tower, tower.pattern)[axis]
     return math.lcm(unit(tower, axis), 1 << max(0, (whole // STEPS).bit_length() - 1))
 
 
 def grid_values(tower: TowerConfig, grid: Grid, depths: int) -> dict[str, list[int]]:
-    """Sizes of every axis of ``tower``, the largest first. Steps are doubled, the finest first, while there are too many
-    shapes with ``depths`` numbers of layers."""
+    """Sizes of every axis of ``tower``, the largest first.
+
+    Steps are doubled, the finest first, while there are too many shapes with ``depths`` numbers of layers.
+    """
     there = widths(tower)
     for axis, size in grid.fixed.items():
         check_width(tower, axis, size)
@@ -237,7 +239,9 @@ def all_depths(tower: TowerConfig, grid: Grid, pinned: Mapping[str, int]) -> lis
     )
     found = [spread(tower, dict(zip(letters, n, strict=True))) for n in product(*ranges) if sum(n) in totals]
     if not found:
-        raise ConfigError(f"no number of layers of {there} is left with {dict(pinned)} and at most {grid.depth:.0%} gone")
+        raise ConfigError(
+            f"no number of layers of {there} is left with {dict(pinned)} and at most {grid.depth:.0%} gone"
+        )
     return found
 
 
@@ -342,4 +346,3 @@ def said(limits: Limits) -> str:
     parts += [f"{limits.params:,} parameters"] if limits.params is not None else []
     parts += [f"{limits.active_params:,} parameters a token"] if limits.active_params is not None else []
     return " and ".join(parts) or "no limit"
-

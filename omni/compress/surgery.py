@@ -155,7 +155,7 @@ def remake_buffers(model: Omni, device: torch.device) -> None:
 
 
 def cut_state(config: OmniConfig, state: Mapping[str, Tensor], kept: Kept) -> dict[str, Tensor]:
-    """The tensors of the smaller model, by its names: views and selections of ``state``, through which gradients pass."""
+    """The tensors of the smaller model, by its names; gradients pass through the cutting."""
     check_layers(config.context, kept.layers)
     numbers = {old: new for new, old in enumerate(kept.layers)}
     around = {"d_model": kept.d_model, "layers": torch.tensor(kept.layers)}

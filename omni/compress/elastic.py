@@ -50,7 +50,8 @@ class Nested:
         with torch.device("meta"):
             small = Omni(shaped(model.config, self.kept.layers, sizes))
         check_shapes(small, cut_state(model.config, model.state_dict(), self.kept))
-        self.caller = _Caller(small)
+        remake_buffers(small, model.device)
+        self.caller = _Caller(small.eval())  # its routers count nothing
 
     @property
     def name(self) -> str:
@@ -59,8 +60,6 @@ class Nested:
     def __call__(self, method: Callable[..., Any], *args: Any) -> Any:
         """``method(small, *args)`` with the first units of the model's weights as they are now."""
         held = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
-        remake_buffers(self.caller.small, self.model.device)
-        self.caller.small.train(self.model.training)
         state = cut_state(self.model.config, {n: held[n] for n in self.model.state_dict()}, self.kept)
         return functional_call(self.caller, {f"small.{n}": t for n, t in state.items()}, (method, *args))
 

@@ -119,13 +119,17 @@ def compress(
 
 def published(config: OmniConfig, ruler: Ruler) -> Known:
     """Presets that ``config`` can be cut to: layers of each letter, widths, costs."""
-    others = {name: p.config for name, p in presets().items() if p.config != config and within(config, p.config)}
+    others = {name: p.config for name, p in presets().items() if _smaller(p.config, config)}
     found = {}
     for name, other in others.items():
         pattern = other.context.pattern
         counts = {c: pattern.count(c) for c in KINDS.values() if c in pattern and c}
         found[name] = counts, widths(other.context), ruler.costs(replace(config, context=other.context))
     return found
+
+
+def _smaller(other: OmniConfig, config: OmniConfig) -> bool:
+    return other.context != config.context and within(config, other)
 
 
 def _depths(

@@ -23,7 +23,7 @@ from omni.compress.damage import Judge, measure_damages, trials
 from omni.compress.depth import DepthOrder, passes, rank
 from omni.compress.importance import Importance, choose, measure
 from omni.compress.report import Report
-from omni.compress.search import Found, Grid, Limits, all_depths, grid_values, search
+from omni.compress.search import Found, Grid, Limits, all_depths, check_pins, grid_values, search
 from omni.compress.surgery import Kept, cut
 from omni.config import ConfigError, OmniConfig
 from omni.families import base_folder, compute_dtype, families, presets, read_folder, save
@@ -137,7 +137,7 @@ def _depths(
 ) -> tuple[DepthOrder | None, list[tuple[int, ...]]]:
     """The order in which layers go, and the sets of layers that stay which the task allows."""
     tower = model.config.context
-    all_depths(tower, replace(task.grid, depth=0.999), task.layers)  # refuses numbers that cannot be met
+    check_pins(tower, task.layers)
     pinned = {KINDS[kind]: count for kind, count in task.layers.items() if kind != "layers"}
     least = sum(tower.pattern.count(letter) - count for letter, count in pinned.items())
     most = max(least, int(tower.n_layers * task.grid.depth))

@@ -221,7 +221,7 @@ def all_depths(tower: TowerConfig, grid: Grid, pinned: Mapping[str, int]) -> lis
 
     ``pinned``: numbers of layers by name, of all of them or of a kind (:data:`omni.compress.axes.KINDS`).
     """
-    _check_pins(tower, pinned)
+    check_pins(tower, pinned)
     letters = sorted(set(tower.pattern))
     there = {letter: tower.pattern.count(letter) for letter in letters}
     names = {letter: name for name, letter in KINDS.items()}
@@ -245,7 +245,8 @@ def all_depths(tower: TowerConfig, grid: Grid, pinned: Mapping[str, int]) -> lis
     return found
 
 
-def _check_pins(tower: TowerConfig, pinned: Mapping[str, int]) -> None:
+def check_pins(tower: TowerConfig, pinned: Mapping[str, int]) -> None:
+    """ConfigError for numbers of layers that the tower does not have."""
     for name, count in pinned.items():
         if name not in KINDS:
             raise ConfigError(f"{name!r} is no kind of layer; known: {', '.join(KINDS)}")

@@ -150,7 +150,7 @@ def check_shapes(model: Omni, state: Mapping[str, Tensor]) -> None:
 def remake_buffers(model: Omni, device: torch.device) -> None:
     """Buffers that no state dict holds, of a model that was built on the meta device."""
     for module in model.modules():
-        if any(buffer.is_meta for buffer in module.buffers(recurse=False)):
+        if hasattr(module, "reset_buffers"):
             module.reset_buffers(device)
 
 

@@ -52,7 +52,7 @@ class Lessons:
         found = {f"{kind}_taught": (plan.weight, self._loss(self.model.predict(hidden), taught, where))}
         if self.nested:
             drawn = self.nested[int(torch.randint(len(self.nested), ()))]
-            logits = drawn(Omni.logits, inputs)
+            logits = drawn(_logits, inputs)
             found[f"{kind}_taught_{drawn.name}"] = plan.weight, self._loss(logits, taught, where)
         return found
 
@@ -60,7 +60,7 @@ class Lessons:
     def _taught(self, inputs: Inputs) -> Tensor:
         if self.teacher.device != self.model.device:
             self.teacher.to(self.model.device)
-        return self.teacher.logits(inputs)
+        return _logits(self.teacher, inputs)
 
     def _loss(self, logits: Tensor, taught: Tensor, where: Tensor) -> Tensor:
         return losses.forward_kl(logits, taught, where, self.plan.temperature)
@@ -70,3 +70,14 @@ class Lessons:
         ids, pad = inputs.input_ids, self.model.config.special_tokens.get("pad")
         wanted = ids != pad if self.plan.everywhere else labels != losses.IGNORED
         return torch.cat([wanted[:, 1:], torch.zeros_like(wanted[:, :1])], dim=1)
+
+
+def _logits(model: Omni, inputs: Inputs) -> Tensor:
+    """(b, n, v). Tokens of videos that were pruned are encoded by the model itself, and the same ones kept."""
+    if not inputs.kept:
+        return model.logits(inputs)
+    seen = [
+        tokens if kept is None else tokens[..., kept.flatten(), :]
+        for tokens, kept in zip(model.see_all(inputs.pixels), inputs.kept, strict=True)
+    ]
+    return model.predict(model.read(inputs, seen=seen))

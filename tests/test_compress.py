@@ -1,13 +1,16 @@
 """Cutting a system: what is left computes what the whole does with the same units at zero, along every axis."""
 
 import copy
+import json
 
 import pytest
 import torch
 from micro import MICRO, micro_model
 
 import omni
-from omni.compress import Kept, Nested, choose, cut, measure, whole
+from omni import cli
+from omni.calibration import calibration
+from omni.compress import Grid, Kept, Nested, Task, choose, compress, cut, measure, run, whole, write
 from omni.compress.axes import shaped, within
 from omni.compress.elastic import first
 from omni.compress.importance import best
@@ -29,6 +32,7 @@ from omni.config import (
 from omni.families import preset, presets, save
 from omni.inputs import Inputs
 from omni.model import Omni
+from omni.tensorfile import read_json
 
 EPS = 1e-12  # of norms: what is zero must not be told from what is not there by it
 CONTEXT = TowerConfig(
@@ -435,3 +439,105 @@ def test_a_folder_with_something_in_it_is_left_alone(tmp_path):
     (tmp_path / "mine.txt").write_text("kept")
     with pytest.raises(ValueError, match="is there already"):
         check_target(tmp_path)
+
+
+# -- checkpoints ---------------------------------------------------------------------------------------------------
+
+
+def halved(model: Omni, source, target):
+    """Compressed to a shape and written as the command does."""
+    torch.manual_seed(0)
+    read = [Inputs(torch.randint(30, 126, (2, 9))) for _ in range(2)]
+    sizes = {axis: 24 for axis in ("d_model", "d_ff") if axis in whole(model.config).sizes()}
+    small, kept, report = compress(model, read, Task(grid=Grid(fixed=sizes), layers={"layers": 2}), name="m")
+    return small, write(small, kept, report, source, target)
+
+
+def test_a_compressed_folder_keeps_its_layout_and_its_tokenizer(tmp_path):
+    """A dense hybrid in the published layout, in bfloat16."""
+    torch.manual_seed(0)
+    tower = TowerConfig(
+        pattern="M-*",
+        d_model=32,
+        mamba=MambaConfig(n_heads=4, head_dim=8, d_state=8, n_groups=2),
+        attention=AttentionConfig(n_heads=4, n_kv_heads=2, head_dim=8),
+        mlp=MLPConfig(d_ff=40),
+    )
+    model = Omni(OmniConfig(vocab_size=320, context=tower, special_tokens={"bos": 1, "eos": 2, "pad": 21})).bfloat16()
+    source = tmp_path / "source"
+    save(model, source, family="nemotron_h")
+    (source / "tokenizer_config.json").write_text("{}")
+    loaded = omni.load(source, device="cpu")
+    small, folder = halved(loaded, source, tmp_path / "small")
+    again = omni.load(folder, device="cpu")
+    assert read_json(folder / "config.json")["model_type"] == "nemotron_h"
+    assert (folder / "tokenizer_config.json").exists()
+    assert again.dtype == torch.bfloat16
+    assert again.config.context.n_layers == 2
+    ids = torch.randint(30, 126, (1, 7))
+    torch.testing.assert_close(again.logits(ids), small.logits(ids))
+    assert not list(tmp_path.glob("*.part"))
+    told = read_json(folder / "compression.json")
+    assert len(told["kept"]["d_model"]) == 24
+    assert told["chosen"]["layers"]["layers"] == 2
+
+
+def test_nothing_is_left_of_a_folder_that_could_not_be_written(tmp_path, monkeypatch):
+    source = tmp_path / "source"
+    save(micro_model(), source)
+
+    def full(*args, **kwargs):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(run, "write_json", full)
+    with pytest.raises(OSError, match="No space"):
+        halved(omni.load(source, device="cpu"), source, tmp_path / "small")
+    assert not (tmp_path / "small").exists()
+
+
+def test_the_command_compresses_a_folder(tmp_path, capsys):
+    source, out = tmp_path / "source", tmp_path / "small"
+    model = micro_model()
+    save(model, source)
+    model.tokenizer.save(source)
+    arguments = ["compress", str(source), "-o", str(out), "--calibrate", "4", "--json"]
+    assert cli.main([*arguments, "--shape", "d_model=20,experts=3,layers=2"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["layers"]["layers"] == 2
+    assert omni.load(out, device="cpu").config.context.d_model == 20
+    assert (out / "report" / "report.md").exists()
+    assert not (tmp_path / "small.depth.json").exists()
+    assert cli.main([*arguments, "--shape", "d_model=20"]) == 1
+    assert "is there already" in capsys.readouterr().err
+
+
+# -- calibration ---------------------------------------------------------------------------------------------------
+
+
+def test_calibration_is_of_what_the_model_can_read():
+    model = micro_model()
+    found = calibration(model, 16, seed=3)
+    assert [bool(batch.pixels) for batch in found] == [False, True, True, False]
+    assert all(batch.input_ids.shape[0] == 4 for batch in found)
+    again = calibration(model, 16, seed=3)
+    assert all(torch.equal(a.input_ids, b.input_ids) for a, b in zip(found, again, strict=True))
+    measure(model, found)
+
+
+def test_calibration_of_a_file(tmp_path):
+    model, path = micro_model(), tmp_path / "lines.txt"
+    path.write_text("one\n\na longer line\ntwo\nthree\nfour\n")
+    found = calibration(model, 4, data=path, width=5)
+    assert sum(len(batch.input_ids) for batch in found) == 4
+    assert max(batch.input_ids.shape[1] for batch in found) == 5
+    path.write_text("\n \n")
+    with pytest.raises(ValueError, match="holds no text"):
+        calibration(model, 4, data=path)
+    with pytest.raises(ValueError, match="cannot be read"):
+        calibration(model, 4, data=tmp_path / "none.txt")
+    path.write_bytes(b"\xff\xfe\xff")
+    with pytest.raises(ValueError, match="cannot be read"):
+        calibration(model, 4, data=path)
+    model.tokenizer = None
+    with pytest.raises(ValueError, match="has no tokenizer"):
+        calibration(model, 4)

@@ -88,7 +88,7 @@ class Steady:
             return self.model.predict(self.model.context(*args, **kwargs))
 
     def error(self, layers: Sequence[int]) -> tuple[float, int]:
-        """Sum of the squared errors of the logits without ``layers``, and how many numbers that is over."""
+        """Sum over real tokens of the mean squared error of the logits without ``layers``, and those tokens."""
         squares = (self.without(layers) - self.logits).square().mean(dim=-1)
         return float((squares * self.real).sum()), int(self.real.sum())
 

@@ -78,7 +78,7 @@ class Report:
         beside.write_text(self.text(), encoding="utf-8")
         os.replace(beside, folder / "report.md")
         if self.scores is not None:
-            plot(self.scores, self.damages, self.found, folder / "importance.png")
+            plot(self.scores, self.damages, folder / "importance.png")
 
     def text(self) -> str:
         """The report in Markdown."""
@@ -247,7 +247,7 @@ def _damages(damages: Damages) -> dict[str, dict[str, float]]:
 # -- the plot ----------------------------------------------------------------------------------------------------------
 
 
-def plot(scores: Importance, damages: Damages | None, found: Found, path: Path) -> None:
+def plot(scores: Importance, damages: Damages | None, path: Path) -> None:
     """Left: scores of units, sorted, as shares of the highest; right: damage over what is left of an axis."""
     import matplotlib
 
@@ -260,7 +260,8 @@ def plot(scores: Importance, damages: Damages | None, found: Found, path: Path) 
         left.plot(share, (curve / curve[0]).tolist(), label=axis, linewidth=1)
     left.set(xlabel="share of the units, the best first", ylabel="importance, of the highest", ylim=(0, 1.05))
     left.legend(fontsize=8)
-    for axis, own in {**(damages.axes if damages else {}), "layers": damages.layers if damages else {}}.items():
+    measured = {**damages.axes, "layers": damages.layers} if damages else {}
+    for axis, own in measured.items():
         if len(own) > 1:
             sizes = sorted(own)
             right.plot(

@@ -68,7 +68,7 @@ class Task:
 
 def plan(name: str, config: OmniConfig, task: Task, top: int = 10) -> Report:
     """What fits, from the sizes alone: which layers and units would go is left open. Nothing is allocated."""
-    ruler, known = Ruler(config, task.use), {}
+    ruler = Ruler(config, task.use)
     gone = max(task.grid.depth, 1 - task.layers.get("layers", config.context.n_layers) / config.context.n_layers)
     depths = all_depths(config.context, replace(task.grid, depth=gone), task.layers)
     known = published(config, ruler)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from omni import __version__
+from omni.cli_compress import COMPRESS
 from omni.cli_generate import ACT, ANIMATE, DRAW, WORLD
 from omni.cli_tools import Arguments, Command, Parser, UsageError, assigned, given, load, number, say, whole
 
@@ -436,5 +437,6 @@ COMMANDS = {
     "eval": Command("measure a model on a task", _eval_arguments, _eval, None),
     "bench": Command("measure speed beside the reference implementation", _bench_arguments, _bench, None),
     "info": Command("parts, parameters and memory of a model", _info_arguments, _info),
+    "compress": COMPRESS,
     "convert": Command("write a checkpoint in another layout or type", _convert_arguments, _convert),
 }

@@ -10,6 +10,7 @@ import yaml
 
 from omni.config import ConfigError
 from omni.config_action import STATISTICS
+from omni.recipe_teach import TeachPlan
 
 
 def _require(condition: bool, message: str) -> None:
@@ -465,6 +466,7 @@ class Recipe:
     family: str | None = None  # layout of the exported folder; None: that of the folder that ``model`` names, or "omni"
     metadata: dict[str, Any] = field(default_factory=dict)
     predict: PredictPlan | None = None  # of the block that drafts
+    teach: TeachPlan | None = None  # of a model that was made smaller
 
     def __post_init__(self) -> None:
         _require(len(self.stages) > 0, "a recipe needs at least one stage")
@@ -526,6 +528,8 @@ def load_recipe(path: str | Path, preset: str | None = None, overrides: dict[str
     plain["stages"] = tuple(_stage(stage) for stage in stages)
     if plain.get("predict") is not None:
         plain["predict"] = _build(PredictPlan, plain["predict"])
+    if plain.get("teach") is not None:
+        plain["teach"] = _build(TeachPlan, plain["teach"])
     plain = {k: tuple(v) if k in ("betas", "frozen") and isinstance(v, list) else v for k, v in plain.items()}
     return _build(Recipe, plain)
 

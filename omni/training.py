@@ -77,6 +77,7 @@ from omni.tokenizers.bytes import ByteTokenizer
 from omni.tokenizers.latent import PixelCodec
 from omni.training_diffusion import DiffusionLosses
 from omni.training_drafts import DraftLosses
+from omni.training_lessons import Lessons
 from omni.training_models import Source, check_plans, is_preset, learn_embodiments, opened
 from omni.training_parts import Average, Linker, Pointer, load_weights
 from omni.training_steps import Steps, encoding
@@ -125,6 +126,7 @@ class OmniTraining(L.LightningModule):
         self.ema = Average(model, recipe.ema)
         self.pointer, self.asker, self.linker = Pointer(model), Pointer(model, before=1), Linker(model)
         self.drafts = DraftLosses(model, recipe.predict)
+        self.lessons = Lessons(model, recipe.teach)
         self._check_pointer()
         for part in self._frozen():
             part.requires_grad_(False)
@@ -154,7 +156,8 @@ class OmniTraining(L.LightningModule):
         if batch.input_ids is None:
             return parts
         tokens = self.model.project(features, batch.pixels.shape[-2:])
-        hidden = self.model.read(Inputs(batch.input_ids, pixels=tuple(batch.pixels)), seen=tuple(tokens))
+        inputs = Inputs(batch.input_ids, pixels=tuple(batch.pixels))
+        hidden = self.model.read(inputs, seen=tuple(tokens))
         run = batch.input_ids == self.model.config.special_tokens["image"]
         seen = self.pointer.looked_at(hidden)[run].view_as(tokens)
         for name, head, states in zip(("cell", "cell_read"), self.cell_heads, (tokens, seen), strict=True):
@@ -168,7 +171,7 @@ class OmniTraining(L.LightningModule):
         if plan.pointer_weight:
             parts |= self._row_losses(plan.pointer_weight, hidden, batch)
             parts |= self._looks("read", plan.pointer_weight, batch.points, batch.asks, batch.told)
-        return parts | self._said("read", plan.weight, hidden, batch.labels, batch.told)
+        return parts | self._said("read", plan.weight, hidden, batch.labels, batch.told, inputs)
 
     def draw_losses(self, plan: DrawPlan, batch: DrawBatch) -> dict[str, tuple[float, Tensor]]:
         """Velocity at ``draws`` noise levels of each picture; the caption is read once.
@@ -201,11 +204,13 @@ class OmniTraining(L.LightningModule):
         return self._packed("reason", plan.weight, batch)
 
     def _packed(self, kind: str, weight: float, batch: TalkBatch) -> dict[str, tuple[float, Tensor]]:
-        hidden = self.model.read(Inputs(batch.input_ids, segments=batch.segments))
+        inputs = Inputs(batch.input_ids, segments=batch.segments)
+        hidden = self.model.read(inputs)
         own = batch.labels[:, 1:] != losses.IGNORED  # the head is as large as a layer
         logits = self.model.predict(hidden[:, :-1][own])
         said = {kind: (weight, losses.tokens(logits[None], batch.labels[:, 1:][own][None]))}
-        return said | self.drafts.parts(kind, batch.labels, batch.segments)
+        said |= self.drafts.parts(kind, batch.labels, batch.segments)
+        return said | self.lessons.parts(kind, inputs, hidden, batch.labels)
 
     def diffuse_losses(self, plan: DiffusePlan, batch: TextBatch) -> dict[str, tuple[float, Tensor]]:
         return self.diffusion.losses(self.model, plan, batch)
@@ -262,7 +267,7 @@ class OmniTraining(L.LightningModule):
             parts[f"{kind}_{name}_read"] = (plan.named_weight, loss(heads[1](known[place]), before=False))
         if plan.pointer_weight:
             parts |= self._looks(kind, plan.pointer_weight, points, asks, told)
-        return parts | self._said(kind, plan.weight, hidden, labels, told)
+        return parts | self._said(kind, plan.weight, hidden, labels, told, inputs)
 
     def shown_loss(self, batch: SenseBatch, kept: Tensor, logits: Tensor, before: bool) -> Tensor:
         """Of logits (kept tokens, classes): what each token shows, where that is, and what happens there."""
@@ -296,12 +301,14 @@ class OmniTraining(L.LightningModule):
             moved.append(now.gather(1, places.clamp(min=0)).where(seen, losses.IGNORED))
         return tuple(rows[stays].view(len(stays), -1) for rows in (*parts, *moved))
 
-    def _said(self, kind: str, weight: float, hidden: Tensor, labels: Tensor, told: Tensor) -> dict:
+    def _said(
+        self, kind: str, weight: float, hidden: Tensor, labels: Tensor, told: Tensor, inputs: Inputs
+    ) -> dict[str, tuple[float, Tensor]]:
         """Next tokens of the answers and of what is told before them, which is longer: a mean of each."""
         logits = self.model.predict(hidden)
         parts = {kind: labels.masked_fill(told, losses.IGNORED), f"{kind}_told": labels.where(told, losses.IGNORED)}
         said = {name: (weight, losses.next_token(logits, own)) for name, own in parts.items()}
-        return said | self.drafts.parts(kind, labels)
+        return said | self.drafts.parts(kind, labels) | self.lessons.parts(kind, inputs, hidden, labels)
 
     def _row_losses(self, weight: float, hidden: Tensor, batch: ReadBatch) -> dict:
         """In which row of its table each token of a transcription is, as either attention that is asked is given it.

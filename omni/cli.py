@@ -337,13 +337,19 @@ def _journal(args: Arguments) -> Path | None:
 
 
 def _bench_arguments(parser: Parser) -> None:
-    parser.add_argument("subject", choices=["language", "understanding", "generation"], help="what to measure")
-    parser.add_argument("--quick", action="store_true", help="fewer turns and shorter prompts")
+    subjects = ["language", "understanding", "generation", "architectures"]
+    parser.add_argument("subject", choices=subjects, help="what to measure")
+    parser.add_argument("--quick", action="store_true", help="fewer turns and shorter prompts, or runs")
     parser.add_argument("--threads", type=whole(1, 1024), default=2, help="of both sides (default: 2)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="architectures: folder of its runs, which can go on")
     parser.add_argument("--sizes", help="generation: ours alone at published sizes, such as nano, on --device")
 
 
 def _bench(args: Arguments) -> Any:
+    if args.subject == "architectures":
+        return _bench_architectures(args)
+    if args.out is not None:
+        raise UsageError(f"--out belongs to architectures, not to {args.subject}")
     from omni import bench, bench_generation, bench_understanding
 
     measures = {"language": bench.bench_language, "understanding": bench_understanding.bench_understanding}
@@ -355,6 +361,19 @@ def _bench(args: Arguments) -> Any:
     report = measures[args.subject](quick=args.quick, seed=args.seed, threads=args.threads, **own)
     say(args, bench.table(report))
     return report.as_dict()
+
+
+def _bench_architectures(args: Arguments) -> Any:
+    """Always on one thread: runs are compared by the processor's time, and the machine's other cores stay free."""
+    if args.sizes is not None:
+        raise UsageError("--sizes belongs to generation, not to architectures")
+    from omni.studies.architectures import planned, study
+    from omni.studies.report import markdown
+
+    plan = planned(quick=args.quick, seed=args.seed)
+    report = study(args.out or Path("runs/architectures-quick" if args.quick else "runs/architectures"), plan)
+    say(args, markdown(report))
+    return report
 
 
 def _info_arguments(parser: Parser) -> None:

@@ -88,7 +88,7 @@ class Steps(IterableDataset):
         return draw_batch(self._own(seed), plan.size, self.encoding, plan.drop, plan.mixture, plan.full)
 
     def _talk(self, seed: int, plan: TalkPlan) -> TalkBatch:
-        return talk_batch(self._own(seed), plan.size, plan.width, self.encoding, plan.upsample)
+        return talk_batch(self._own(seed), plan.size, plan.width, self.encoding, plan.upsample, plan.whole)
 
     def _animate(self, seed: int, plan: AnimatePlan) -> RolloutBatch:
         look = Random(f"animated {seed}")  # the same in every process

@@ -36,7 +36,7 @@ class Plan:
     steps: int = 120
     sweep_steps: int = 50
     rows: int = 8
-    width: int = 256  # bytes of a row
+    width: int = 256  # tokens of a row
     held_out: int = 16  # batches
     workload: Workload = field(default_factory=Workload)
 
@@ -88,7 +88,8 @@ def study(out: str | Path, plan: Plan | None = None) -> dict[str, Any]:
         "decoding": _kept(out / "decoding.json", lambda: measure(first, plan.workload)),
     }
     write_json(out / "report.json", report)
-    (out / "report.md").write_text(markdown(report), encoding="utf-8")
+    (out / "report.part").write_text(markdown(report), encoding="utf-8")
+    (out / "report.part").replace(out / "report.md")
     plot(runs, report, out / "loss.png")
     return report
 
@@ -171,7 +172,7 @@ def _losses(
     return {
         "plan": plain,
         "workload": plain["workload"],
-        "held_out_bytes": plan.held_out * plan.rows * plan.width,
+        "held_out_tokens": plan.held_out * plan.rows * plan.width,
         "variants": {name: _described(known[name]) for name in plan.names},
         "losses": losses,
         "comparisons": [compare(losses, *pair, loss) for pair in pairs for loss in ("loss", "answer_loss")],

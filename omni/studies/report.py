@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+from scipy.stats import t as student
 
 from omni.studies.decoding import crossover
 
@@ -17,9 +18,6 @@ PAIRS = (
     ("dense", "attention"),
 )
 """The questions: does the first have a lower loss than the second?"""
-
-STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
-"""Two-sided 95% points of Student's t by the number of seeds."""
 
 LOSSES = ("loss", "answer_loss", "rest_loss", "answer_accuracy")
 SMOOTHED = 15  # steps of the curves that are averaged
@@ -46,15 +44,15 @@ def summarise(runs: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 def compare(summary: dict[str, dict[str, Any]], one: str, other: str, loss: str = "loss") -> dict[str, Any]:
     """Differences of the loss between runs of one seed, which saw the same batches: ``one`` minus ``other``.
 
-    ``interval`` is the 95% interval of their mean, by Student's t; None where there are not enough seeds.
+    ``interval`` is the 95% interval of their mean, by Student's t; None for one seed.
     """
     a, b = (summary[name] for name in (one, other))
     if a["seeds"] != b["seeds"]:
         raise ValueError(f"{one} has the seeds {a['seeds']} and {other} {b['seeds']}; differences are within seeds")
     each = [x - y for x, y in zip(a[loss]["values"], b[loss]["values"], strict=True)]
     mean, interval = statistics.fmean(each), None
-    if len(each) in STUDENT:
-        half = STUDENT[len(each)] * statistics.stdev(each) / len(each) ** 0.5
+    if len(each) > 1:
+        half = float(student.ppf(0.975, len(each) - 1)) * statistics.stdev(each) / len(each) ** 0.5
         interval = [mean - half, mean + half]
     return {"one": one, "other": other, "loss": loss, "differences": each, "mean": mean, "interval": interval}
 
@@ -86,14 +84,15 @@ def _about(report: dict[str, Any]) -> str:
     tokens = plan["steps"] * plan["rows"] * plan["width"]
     seeds = len(plan["seeds"])
     return (
-        f"{plan['steps']} steps of {plan['rows']} x {plan['width']} bytes ({tokens:,}), {seeds} seeds; of one seed all "
-        f"variants see the same batches. Losses in nats a byte on {report['held_out_bytes']:,} held-out places."
+        f"{plan['steps']} steps of {plan['rows']} x {plan['width']} tokens ({tokens:,}; a token is a byte, or the mark "
+        f"of a turn), {seeds} seeds; of one seed all variants see the same batches. Losses in nats a token on "
+        f"{report['held_out_tokens']:,} held-out places."
     )
 
 
 def _losses(report: dict[str, Any]) -> str:
-    head = ("variant", "pattern", "total", "active", "rate", "loss", "of answers", "of the rest", "answer bytes right")
-    head += ("trained, bytes/s",)
+    head = ("variant", "pattern", "total", "active", "rate", "loss", "of answers", "of the rest", "answer tokens right")
+    head += ("trained, tokens/s",)
     rows = []
     for name, own in report["losses"].items():
         v = report["variants"][name]
@@ -144,10 +143,12 @@ def _decoding(report: dict[str, Any], rows: int) -> str:
         line = [name, *cost, f"{of['answer_seconds']:.3g}", f"{of['tokens_a_second']:.0f}"]
         line += [f"{of['cache_bytes'] / 2**20:.2f}", f"{own['weight_bytes'] / 2**20:.2f}"]
         lines.append((*line, f"{own['prompt_seconds']:.1f}") if rows == 1 else tuple(line))
-    parts = [_table(head, lines)]
-    if {"dense", "attention"} <= set(decoding):
-        parts.append(_hybrid(decoding, rows))
-    return "\n\n".join(parts)
+    if not {"dense", "attention"} <= set(decoding):
+        return _table(head, lines)
+    hybrid, attention = (decoding[name]["rows"][str(rows)]["milliseconds"] for name in ("dense", "attention"))
+    lines.append(("attention / dense", *(f"{attention[length] / hybrid[length]:.2f}" for length in lengths)))
+    lines[-1] += ("",) * (len(head) - len(lines[-1]))
+    return f"{_table(head, lines)}\n\n{_hybrid(decoding, rows)}"
 
 
 def _hybrid(decoding: dict[str, Any], rows: int) -> str:
@@ -180,18 +181,18 @@ def plot(runs: Sequence[dict[str, Any]], report: dict[str, Any], path: Path) -> 
     from matplotlib import pyplot
 
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(13, 5))
-    for i, name in enumerate(report["losses"]):
+    each, rows = report["plan"]["rows"] * report["plan"]["width"], str(report["workload"]["rows"][0])
+    for name in report["losses"]:
         curves = [smoothed([loss for _, loss in run["curve"]]) for run in runs if run["variant"] == name]
-        each = report["plan"]["rows"] * report["plan"]["width"]
-        places = [each * (len(curve) and step + 1) for step, curve in enumerate(zip(*curves, strict=True))]
-        columns = list(zip(*curves, strict=True))
-        left.plot(places, [statistics.fmean(c) for c in columns], label=name, color=f"C{i}", linewidth=1.2)
-        left.fill_between(places, list(map(min, columns)), list(map(max, columns)), color=f"C{i}", alpha=0.15)
-        rows = str(report["workload"]["rows"][0])
+        steps = list(zip(*curves, strict=True))  # of each step the seeds' losses
+        places = [each * (step + 1) for step in range(len(steps))]
+        (line,) = left.plot(places, [statistics.fmean(own) for own in steps], label=name, linewidth=1.2)
+        low, high = ([pick(own) for own in steps] for pick in (min, max))
+        left.fill_between(places, low, high, color=line.get_color(), alpha=0.15)
         cost = report["decoding"][name]["rows"][rows]["milliseconds"]
-        right.plot([int(length) for length in cost], list(cost.values()), "o-", label=name, color=f"C{i}", markersize=3)
-    left.set(xlabel="bytes read in training", ylabel="training loss, nats a byte", yscale="log")
-    right.set(xlabel="tokens in the cache", ylabel="ms a step, one row", ylim=(0, None))
+        right.plot([int(length) for length in cost], list(cost.values()), "o-", label=name, markersize=3)
+    left.set(xlabel="tokens read in training", ylabel="training loss, nats a token", yscale="log")
+    right.set(xlabel="tokens in the cache", ylabel=f"ms a step, rows: {rows}", ylim=(0, None))
     left.legend(fontsize=8)
     right.legend(fontsize=8)
     figure.tight_layout()
@@ -202,7 +203,7 @@ def plot(runs: Sequence[dict[str, Any]], report: dict[str, Any], path: Path) -> 
 
 
 def smoothed(values: Sequence[float], width: int = SMOOTHED) -> list[float]:
-    """Each value's mean with those up to ``width`` - 1 steps before it."""
+    """Each value's mean with those of up to ``width`` - 1 steps before it."""
     return [statistics.fmean(values[max(0, i - width + 1) : i + 1]) for i in range(len(values))]
 
 

@@ -255,6 +255,14 @@ def test_rows_that_no_dialogue_fits_into_are_refused():
         runs.held_out(small(), run)
 
 
+def test_a_run_that_diverged_says_so():
+    model = small()
+    with torch.no_grad():
+        model.embed.weight.fill_(float("nan"))
+    with pytest.raises(ValueError, match="moe-seed0 has diverged at the rate 0.001"):
+        runs.held_out(model, architectures._run(QUICK, "moe", 1e-3, 0))
+
+
 def test_balance_tells_who_is_chosen():
     model = small()
     run = architectures._run(QUICK, "moe", 1e-3, 0)

@@ -7,6 +7,7 @@ runs/NAME/  start/       random weights, drawn from the seed
 """
 
 import csv
+import math
 import os
 import shutil
 import time
@@ -147,6 +148,8 @@ def held_out(model: Omni, run: Run) -> dict[str, float]:
         right += int((logits.argmax(-1) == targets)[said].sum())
     if not all(counts.values()):
         raise ValueError(f"no dialogue is held out: {run.held_out} batches of rows of {run.width} tokens hold none")
+    if not math.isfinite(sum(sums.values())):
+        raise ValueError(f"{run.name} has diverged at the rate {run.rate:g}: its held-out loss is no number")
     return {
         "loss": sum(sums.values()) / sum(counts.values()),
         "answer_loss": sums["answers"] / counts["answers"],
@@ -166,10 +169,11 @@ def balance(model: Omni, run: Run) -> dict[str, float]:
     loads = {router: torch.zeros(router.config.n_experts) for router in routers}
 
     def note(router: Router, _: tuple, chosen: tuple[Tensor, Tensor]) -> None:
-        loads[router] += torch.bincount(chosen[0].flatten(), minlength=router.config.n_experts)
+        loads[router] += torch.bincount(chosen[0][real].flatten(), minlength=router.config.n_experts)
 
     hooks = [router.register_forward_hook(note) for router in routers]
     for whole, _ in _held_out_batches(model, run):
+        real = whole.input_ids.flatten() != model.tokenizer.special["pad"]  # padding chooses too, always the same
         model.read(Inputs(whole.input_ids, segments=whole.segments))
     for hook in hooks:
         hook.remove()

@@ -259,7 +259,7 @@ def test_a_run_that_diverged_says_so():
     model = small()
     with torch.no_grad():
         model.embed.weight.fill_(float("nan"))
-    with pytest.raises(ValueError, match="moe-seed0 has diverged at the rate 0.001"):
+    with pytest.raises(ValueError, match="moe-seed0 has diverged at the rate"):
         runs.held_out(model, architectures._run(QUICK, "moe", 1e-3, 0))
 
 

@@ -101,7 +101,7 @@ def describe(
         raise ValueError(f"context and batch must be positive, not {context} and {batch}")
     with torch.device("meta"):
         state = Omni(config).state_dict()
-    parts = _parts(config, state)
+    parts = parts_of(config, state)
     main = [part for part in parts if part.name != "prediction block"]
     active = sum(part.active for part in main)
     vocabulary = sum(part.active for part in main if part.name in ("embeddings", "head"))
@@ -125,7 +125,7 @@ def describe(
 # -- parameters ------------------------------------------------------------------------------------------------------
 
 
-def _parts(config: OmniConfig, state: dict[str, Tensor]) -> tuple[Part, ...]:
+def parts_of(config: OmniConfig, state: dict[str, Tensor]) -> tuple[Part, ...]:
     """Parameters by component, in the order of the model."""
     totals: dict[str, list[int]] = {}
     for name, tensor in state.items():

@@ -115,11 +115,15 @@ class DrawPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class TalkPlan:
-    """Dialogues, packed into ``size`` rows of ``width`` tokens; in a share ``upsample`` a prompt is written in full."""
+    """Dialogues, packed into ``size`` rows of ``width`` tokens; in a share ``upsample`` a prompt is written in full.
+
+    ``whole``: every token is learnt, as in pre-training, and not only what the assistant says.
+    """
 
     size: int
     width: int = 256
     upsample: float = 0.0
+    whole: bool = False
     weight: float = 0.5
     every: int = 1
 
@@ -127,6 +131,7 @@ class TalkPlan:
         _check_weights(self)
         _check_counts(self, "size", "width", "every")
         _check(self, "upsample", 0, 1)
+        _require(isinstance(self.whole, bool), f"TalkPlan.whole is {self.whole!r}; it must be true or false")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,7 @@ import signal
 import threading
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import matplotlib
@@ -74,10 +75,15 @@ class StopTogether(L.Callback):
 
     def __init__(self, path: Path) -> None:
         self.path, self.told, self.stopped = path, False, False
+        self.before: Any = signal.SIG_DFL  # what SIGTERM did before the run, and does behind it
 
     def on_train_start(self, trainer: L.Trainer, module: OmniTraining) -> None:
         if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers
-            signal.signal(signal.SIGTERM, self._tell)
+            self.before = signal.signal(signal.SIGTERM, self._tell) or signal.SIG_DFL
+
+    def teardown(self, trainer: L.Trainer, module: OmniTraining, stage: str) -> None:
+        if signal.getsignal(signal.SIGTERM) == self._tell:
+            signal.signal(signal.SIGTERM, self.before)
 
     def _tell(self, *_: object) -> None:
         self.told = True

@@ -57,14 +57,17 @@ def is_preset(name: str) -> bool:
 
 
 def opened(name: str) -> tuple[Omni, Source]:
-    """The model of a folder or hub id on the CPU, and where it came from. ValueError where it cannot be trained."""
+    """The model of a folder or hub id on the CPU, ready to learn, and where it came from.
+
+    ValueError where it cannot be trained.
+    """
     folder = find_folder(name)
     family, _ = read_folder(folder)
     model = load_folder(folder)
     if model.tokenizer is None:
         raise ValueError(f"{folder} has no tokenizer; training needs one")
     source = Source(folder, family.name, model.dtype, compute_dtype(folder))
-    return model.float(), source
+    return model.float().train(), source  # routers balance their experts in training only
 
 
 def check_plans(recipe: Recipe, model: Omni, source: Source | None) -> None:

@@ -92,7 +92,7 @@ class Steps(IterableDataset):
         return draw_batch(self._own(seed), plan.size, self.encoding, plan.drop, plan.mixture, plan.full)
 
     def _talk(self, seed: int, plan: TalkPlan) -> TalkBatch:
-        return talk_batch(self._own(seed), plan.size, plan.width, self.encoding, plan.upsample)
+        return talk_batch(self._own(seed), plan.size, plan.width, self.encoding, plan.upsample, plan.whole)
 
     def _reason(self, seed: int, plan: ReasonPlan) -> TalkBatch:
         return reason_batch(self._own(seed), plan.size, plan.width, self.encoding, plan.kinds, plan.levels)

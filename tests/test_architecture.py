@@ -76,11 +76,12 @@ LEVELS = {
     "omni.training_student": 8,
     "omni.training_worlds": 8,
     "omni.calibration": 8,
+    "omni.studies": 9,
     "omni.cli_tools": 8,
     "omni.cli_compress": 9,
     "omni.cli_generate": 9,
-    "omni.cli": 9,
-    "omni.__main__": 10,
+    "omni.cli": 10,
+    "omni.__main__": 11,
 }
 
 

@@ -152,6 +152,18 @@ def test_prompts_are_upsampled_in_a_share_of_the_talk(words):
     assert "Describe" not in decode(talk_batch(2, 4, 420, words).input_ids.flatten().tolist())
 
 
+def test_whole_dialogues_are_learnt_but_for_their_first_tokens(words):
+    answers, whole = (talk_batch(2, 4, 420, words, whole=whole) for whole in (False, True))
+    assert torch.equal(answers.input_ids, whole.input_ids)
+    assert torch.equal(answers.segments, whole.segments)
+    first = torch.nn.functional.pad(whole.segments.diff(dim=1) != 0, (1, 0), value=True)
+    left = first | (whole.input_ids == words.special["pad"])
+    assert torch.equal(whole.labels, whole.input_ids.masked_fill(left, IGNORED))
+    said = answers.labels != IGNORED
+    assert bool((whole.labels[said] == answers.labels[said]).all())
+    assert 0 < int(said.sum()) < int((~left).sum()) / 2
+
+
 @pytest.mark.parametrize("bare", [False, True])
 def test_questions_come_after_a_transcription_that_is_often_given(words, bare):
     decode = ByteTokenizer().decode

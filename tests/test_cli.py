@@ -92,6 +92,8 @@ def test_every_command_has_the_common_options(capsys, name):
         ["eval", "no-such-task"],
         ["bench"],
         ["bench", "poetry"],
+        ["bench", "language", "--out", "runs"],
+        ["bench", "architectures", "--sizes", "nano"],
         ["eval", "draw", "--data", "cases.jsonl"],
         ["eval", "draw", "stepz=3"],
         ["eval", "draw", "steps"],
@@ -369,6 +371,21 @@ def test_bench_passes_its_settings_on(capsys, monkeypatch):
     assert json.loads(out)["rows"][0]["ratio"] == 2.0
     code, out, _ = run(capsys, "bench", "language")
     assert "prefill" in out
+
+
+def test_bench_architectures_passes_its_plan_on(capsys, monkeypatch, tmp_path):
+    from omni.studies import architectures, report
+
+    asked = []
+    monkeypatch.setattr(architectures, "study", lambda *given: asked.append(given) or {"losses": {}})
+    monkeypatch.setattr(report, "markdown", lambda found: "| variant |")
+    code, out, _ = run(capsys, "bench", "architectures", "--quick", "--seed", "3", "--out", tmp_path, "--json")
+    assert code == 0
+    assert json.loads(out) == {"losses": {}}
+    assert asked == [(tmp_path, architectures.planned(quick=True, seed=3))]
+    code, out, _ = run(capsys, "bench", "architectures")
+    assert out == "| variant |\n"
+    assert asked[1] == (Path("runs/architectures"), architectures.Plan())
 
 
 def test_ask_knows_what_a_file_is(capsys, loaded):

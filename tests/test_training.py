@@ -164,6 +164,13 @@ def test_the_exported_model_is_the_average_in_bfloat16(run, recipe):
     assert json.loads((run / "model" / "training.json").read_text())["steps"] == STEPS
 
 
+def test_a_folders_model_is_ready_to_learn(run, recipe):
+    """Routers that are not in training count no tokens, and their biases would stay."""
+    module = build(load_recipe(recipe, overrides={"model": str(run / "model")}))
+    assert module.source is not None
+    assert all(part.training for part in module.model.modules())
+
+
 def test_a_run_can_start_from_another(run, recipe, tmp_path):
     short = [{**RECIPE["stages"][0], "lr": 1e-12}]
     train(recipe, out=tmp_path, init=run / "checkpoints" / "last.ckpt", overrides={"stages": short})

@@ -382,10 +382,13 @@ def to_pixels(images: Sequence[np.ndarray]) -> Tensor:
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255
 
 
-def talk_batch(seed: int, size: int, width: int, encoding: Encoding, upsample: float = 0.0) -> TalkBatch:
+def talk_batch(
+    seed: int, size: int, width: int, encoding: Encoding, upsample: float = 0.0, whole: bool = False
+) -> TalkBatch:
     """``size`` rows of ``width`` tokens, each packed with as many dialogues as fit.
 
-    In a share ``upsample`` of them a prompt for a picture is written in full.
+    In a share ``upsample`` of them a prompt for a picture is written in full. ``whole``: the labels are all tokens but
+    the first of each dialogue, which nothing comes before.
     """
     rows, at, rng = [], 1_000_000 + seed * 4096, Random(f"talk {seed}")
     for _ in range(size):
@@ -396,6 +399,7 @@ def talk_batch(seed: int, size: int, width: int, encoding: Encoding, upsample: f
             at += 1
             if len(ids) + len(more) > width:
                 break
+            said = [IGNORED, *more[1:]] if whole else said
             segments += [segments[-1] + 1 if segments else 0] * len(more)
             ids, labels = ids + more, labels + said
         spare = width - len(ids)

@@ -399,8 +399,6 @@ def _bench(args: Arguments) -> Any:
 
 def _bench_architectures(args: Arguments) -> Any:
     """Always on one thread: runs are compared by the processor's time, and the machine's other cores stay free."""
-    if args.sizes is not None:
-        raise UsageError("--sizes belongs to generation, not to architectures")
     from omni.studies.architectures import planned, study
     from omni.studies.report import markdown
 

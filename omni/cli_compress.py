@@ -70,7 +70,7 @@ def _planned(args: Arguments, shape: dict[str, int]) -> Any:
 
 def _made(args: Arguments, shape: dict[str, int]) -> Any:
     import omni
-    from omni.calibration import calibration
+    from omni.compress_inputs import calibration
     from omni.compress import compress, write
     from omni.compress.run import check_target
     from omni.families import find_config

@@ -9,7 +9,7 @@ from micro import MICRO, micro_model
 
 import omni
 from omni import cli
-from omni.calibration import calibration
+from omni.compress_inputs import calibration
 from omni.compress import Grid, Kept, Nested, Task, choose, compress, cut, measure, run, whole, write
 from omni.compress.axes import shaped, within
 from omni.compress.elastic import first

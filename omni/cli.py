@@ -384,7 +384,6 @@ def _bench(args: Arguments) -> Any:
         return _bench_architectures(args)
     from omni import bench, bench_decoding, bench_generation, bench_understanding
 
-
     measures = {
         "language": (bench.bench_language, {}),
         "understanding": (bench_understanding.bench_understanding, {}),

@@ -70,9 +70,9 @@ def _planned(args: Arguments, shape: dict[str, int]) -> Any:
 
 def _made(args: Arguments, shape: dict[str, int]) -> Any:
     import omni
-    from omni.compress_inputs import calibration
     from omni.compress import compress, write
     from omni.compress.run import check_target
+    from omni.compress_inputs import calibration
     from omni.families import find_config
 
     name = args.name or args.model

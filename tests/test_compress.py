@@ -9,13 +9,13 @@ from micro import MICRO, micro_model
 
 import omni
 from omni import cli
-from omni.compress_inputs import calibration
 from omni.compress import Grid, Kept, Nested, Task, choose, compress, cut, measure, run, whole, write
 from omni.compress.axes import shaped, within
 from omni.compress.elastic import first
 from omni.compress.importance import best
 from omni.compress.run import check_target
 from omni.compress.surgery import COUPLED, check_shapes, cut_state
+from omni.compress_inputs import calibration
 from omni.config import (
     AttentionConfig,
     ConfigError,

@@ -10,11 +10,16 @@ it can be cut back to its first ``accepted`` tokens per row with ``commit`` or u
 length; a recurrent state cannot be cut, so a slot keeps the state at ``begin`` and the window's inputs, and replays the
 accepted ones step by step: exactly the arithmetic of plain decoding. Or, if asked, it reads the window step by step and
 keeps the state behind every token: more memory, nothing to replay.
+
+:class:`CacheFormat` says in how many bits all that is kept: keys and values in FP8, states in FP16 or INT8 rounded at
+random. The random numbers follow the seed, the layer and the token's place, so a replayed token is rounded alike.
 """
 
+import dataclasses
 import itertools
+import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,11 +28,45 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from omni.config import TowerConfig
+from omni.config import MambaConfig, TowerConfig
+from omni.kernels.rounding import block_of, from_int8, key_of, to_half, to_int8, uniform
 
 
 class CacheError(ValueError):
     """A use of the cache that would corrupt it."""
+
+
+@dataclass(frozen=True)
+class CacheFormat:
+    """``kv``: "exact", the weights' type, or "fp8". ``ssm``: "exact", float32, or "float16" or "int8".
+
+    Source: ``reference`` language_family, sections 4 and 5.4, whose recipe is fp8 and float16 rounded at random.
+    """
+
+    kv: str = "exact"
+    ssm: str = "exact"
+    seed: int = 0  # of the rounding
+
+    def __post_init__(self) -> None:
+        for name, known in (("kv", KV_FORMATS), ("ssm", SSM_FORMATS)):
+            if getattr(self, name) not in known:
+                raise CacheError(f"CacheFormat.{name} is {getattr(self, name)!r}; known: {', '.join(known)}")
+
+    @classmethod
+    def of(cls, text: str) -> "CacheFormat":
+        """From words joined by "+": "exact", "fp8" (keys and values), "float16" or "int8" (states)."""
+        words = text.split("+")
+        unknown = [word for word in words if word not in (*KV_FORMATS, *SSM_FORMATS)]
+        if unknown or len(words) > 2:
+            raise CacheError(
+                f"{text!r} is no format of a cache; write exact, fp8, float16, int8, fp8+float16 or fp8+int8"
+            )
+        chosen = {"kv" if word in KV_FORMATS[1:] else "ssm": word for word in words}
+        return cls(**chosen)
+
+
+KV_FORMATS, SSM_FORMATS = ("exact", "fp8"), ("exact", "float16", "int8")
+EXACT = CacheFormat()
 
 
 @dataclass
@@ -35,6 +74,13 @@ class Rows:
     """A growable tensor (b, a, capacity, c): tokens along the third axis."""
 
     data: Tensor
+
+    def read(self, tokens: int) -> Tensor:
+        """The first ``tokens`` of each row."""
+        return self.data[:, :, :tokens]
+
+    def with_data(self, data: Tensor) -> "Rows":
+        return dataclasses.replace(self, data=data)
 
     def append(self, new: Tensor, held: int, places: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """Write new (b, a, n, c) behind the first ``held`` tokens; returns all of (b, a, held + n, c).
@@ -67,6 +113,27 @@ class Rows:
             self.data = grown
 
 
+FP8, FP8_MAX = torch.float8_e4m3fn, 448.0
+
+
+@dataclass
+class FP8Rows(Rows):
+    """Rows that are kept in eight bits, as bytes, and read as ``dtype``: E4M3 times ``scale``."""
+
+    dtype: torch.dtype
+    scale: float = 1.0
+
+    def append(self, new: Tensor, held: int, places: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        if torch.is_grad_enabled() and new.requires_grad:
+            raise CacheError("keys and values are kept in FP8 without gradients only")
+        codes = (new / self.scale).clamp(-FP8_MAX, FP8_MAX).to(FP8).view(torch.uint8)
+        super().append(codes, held, places)
+        return self.read(held + new.shape[2])
+
+    def read(self, tokens: int) -> Tensor:
+        return super().read(tokens).contiguous().view(FP8).to(self.dtype) * self.scale
+
+
 @dataclass
 class AttentionSlot:
     """Keys (after norm and rotary) and values of one layer."""
@@ -78,7 +145,11 @@ class AttentionSlot:
         return {"k": self.k.data, "v": self.v.data}
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "AttentionSlot":
-        return AttentionSlot(Rows(change(self.k.data)), Rows(change(self.v.data)))
+        return AttentionSlot(*(rows.with_data(change(rows.data)) for rows in (self.k, self.v)))
+
+    def about(self) -> dict[str, float]:
+        """What a file must say of it beside its tensors."""
+        return {"k": self.k.scale, "v": self.v.scale} if isinstance(self.k, FP8Rows) else {}
 
 
 @dataclass
@@ -88,45 +159,101 @@ class MambaSlot:
     conv: Tensor
     ssm: Tensor
     window: list | None = None  # (xBC (b, n, c), dt (b, n, h), step) of every call since ``begin``
-    saved: tuple[Tensor, Tensor] | None = None
-    snapshots: list[tuple[Tensor, Tensor]] | None = None  # the states behind each token of the window, if kept
+    saved: dict[str, Tensor] | None = None
+    snapshots: list[dict[str, Tensor]] | None = None  # what is held behind each token of the window, if kept
+
+    def state(self) -> Tensor:
+        """The recurrent state to compute with; may be changed in place if :meth:`keep` follows."""
+        return self.ssm
+
+    def keep(self, state: Tensor, tokens: int | Tensor) -> None:
+        """The state behind so many further tokens ((b,) or one number)."""
+        self.ssm = state
 
     def tensors(self) -> dict[str, Tensor]:
         return {"conv": self.conv, "ssm": self.ssm}
 
+    def put(self, tensors: Mapping[str, Tensor]) -> None:
+        for name, tensor in tensors.items():
+            setattr(self, name, tensor)
+
     def map(self, change: Callable[[Tensor], Tensor]) -> "MambaSlot":
-        return MambaSlot(change(self.conv), change(self.ssm))
+        changed = {name: change(tensor) for name, tensor in self.tensors().items()}
+        return dataclasses.replace(self, window=None, saved=None, snapshots=None, **changed)
+
+    def about(self) -> dict[str, int]:
+        """What a file must say of it beside its tensors."""
+        return {}
 
     def begin(self, snapshots: bool) -> None:
-        self.saved = (self.conv.clone(), self.ssm.clone())
+        self.saved = self._copied()
         self.window, self.snapshots = [], [] if snapshots else None
+
+    def snapshot(self) -> None:
+        """Note what is held now: behind one more token of the window."""
+        self.snapshots.append(self._copied())
+
+    def _copied(self) -> dict[str, Tensor]:
+        return {name: tensor.clone() for name, tensor in self.tensors().items()}
 
     def commit(self, accepted: Tensor, least: int, most: int) -> None:
         """The states behind the first ``accepted`` (b,) tokens of the window."""
         if self.snapshots is None:
             self._replay(accepted, least, most)
         else:
-            rows = torch.arange(len(accepted), device=accepted.device)
-            found = (torch.stack(states)[accepted, rows] for states in zip(self.saved, *self.snapshots, strict=True))
-            self.conv, self.ssm = found
+            rows, noted = torch.arange(len(accepted), device=accepted.device), [self.saved, *self.snapshots]
+            self.put({name: torch.stack([held[name] for held in noted])[accepted, rows] for name in self.saved})
         self.window = self.saved = self.snapshots = None
 
     def _replay(self, accepted: Tensor, least: int, most: int) -> None:
-        self.conv, self.ssm = self.saved
+        self.put(self.saved)
         for i, (xbc, dt, step) in enumerate(itertools.islice(self._fed(), most)):
             if i < least:
-                self.conv, self.ssm = step(xbc, dt, self.conv, self.ssm)
+                step(xbc, dt, self)
                 continue
-            conv, ssm = step(xbc, dt, self.conv.clone(), self.ssm.clone())
-            keep = (i < accepted)[:, None, None]
-            self.conv = torch.where(keep, conv, self.conv)
-            self.ssm = torch.where(keep[..., None], ssm, self.ssm)
+            ahead = self.map(torch.clone)
+            step(xbc, dt, ahead)
+            for name, further in ahead.tensors().items():
+                keep = (i < accepted).view(-1, *[1] * (further.dim() - 1))
+                self.put({name: torch.where(keep, further, getattr(self, name))})
 
     def _fed(self) -> Iterator[tuple[Tensor, Tensor, Callable]]:
         """Token by token what the window was fed: xBC (b, c), dt (b, h), step."""
         for xbc, dt, step in self.window:
             for i in range(xbc.shape[1]):
                 yield xbc[:, i], dt[:, i], step
+
+
+@dataclass
+class RoundedSlot(MambaSlot):
+    """A state that is rounded at random to float16, or to int8 with a ``scale`` (b, h, p, blocks), by every call.
+
+    ``count`` (b,): tokens so far, which with ``key`` names the random numbers.
+    """
+
+    scale: Tensor | None = None
+    count: Tensor | None = None
+    key: int = 0
+
+    def state(self) -> Tensor:
+        return self.ssm.float() if self.scale is None else from_int8(self.ssm, self.scale)
+
+    def keep(self, state: Tensor, tokens: int | Tensor) -> None:
+        if state.requires_grad:
+            raise CacheError("states are rounded without gradients only")
+        self.count = self.count + tokens
+        u = uniform(state[0].numel(), self.key, self.count, state.device).view_as(state)
+        if self.scale is None:
+            self.ssm = to_half(state.float(), u)
+        else:
+            self.ssm, self.scale = to_int8(state.float(), u)
+
+    def tensors(self) -> dict[str, Tensor]:
+        scale = {} if self.scale is None else {"scale": self.scale}
+        return {**super().tensors(), **scale, "count": self.count}
+
+    def about(self) -> dict[str, int]:
+        return {"key": self.key}
 
 
 Slot = AttentionSlot | MambaSlot
@@ -154,8 +281,20 @@ class Cache:
         self.uniform = low == high
 
     @classmethod
-    def new(cls, config: TowerConfig, batch: int, capacity: int, dtype: torch.dtype, device: torch.device) -> "Cache":
-        """An empty cache of ``config``'s tower with room for ``capacity`` tokens a row (it grows past that)."""
+    def new(
+        cls,
+        config: TowerConfig,
+        batch: int,
+        capacity: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        format: CacheFormat = EXACT,
+        kv_scales: Mapping[int, tuple[float, float]] | None = None,
+    ) -> "Cache":
+        """An empty cache of ``config``'s tower with room for ``capacity`` tokens a row (it grows past that).
+
+        ``kv_scales``: layer -> scales of its keys and values in FP8; 1 where there are none.
+        """
         if batch < 1 or capacity < 0:
             raise CacheError(f"a cache needs at least one row and no negative capacity, not {batch} and {capacity}")
 
@@ -163,17 +302,12 @@ class Cache:
             return torch.zeros(batch, *shape, dtype=dtype, device=device)
 
         slots: list[Slot | None] = []
-        for letter in config.pattern:
+        for layer, letter in enumerate(config.pattern):
             if letter == "*":
-                a = config.attention
-                rows = [Rows(zeros(a.n_kv_heads, capacity, a.head_dim)) for _ in range(2)]
-                slots.append(AttentionSlot(*rows))
+                scales = (kv_scales or {}).get(layer, (1.0, 1.0))
+                slots.append(_new_rows(config, capacity, dtype, format, scales, zeros))
             elif letter == "M":
-                m = config.mamba
-                wide = torch.promote_types(dtype, torch.float32)
-                slots.append(
-                    MambaSlot(zeros(m.d_conv - 1, m.conv_dim), zeros(m.n_heads, m.head_dim, m.d_state, dtype=wide))
-                )
+                slots.append(_new_state(config, dtype, format, layer, zeros))
             else:
                 slots.append(None)
         rotary = config.attention is not None and config.attention.rotary is not None
@@ -275,6 +409,9 @@ class Cache:
             grows = name.rsplit(".", 1)[-1] in ("k", "v", "positions")
             tensors[name] = (tensor[:, :, : self.length] if grows else tensor).contiguous()
         about = {"layers": str(len(self.slots)), "capacity": str(self.capacity)}
+        about["slots"] = json.dumps([slot.about() if slot else {} for slot in self.slots])
+        read_as = {str(rows.dtype) for rows in self._rows() if isinstance(rows, FP8Rows)}
+        about["dtype"] = read_as.pop() if read_as else ""
         beside = path.with_name(path.name + ".part")
         save_file({**tensors, "lengths": self.lengths}, beside, about)
         os.replace(beside, path)
@@ -286,21 +423,24 @@ class Cache:
             with safe_open(path, framework="pt", device=str(device)) as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
                 about = file.metadata()
-            cache = cls._of(tensors, int(about["layers"]))
+            slots = json.loads(about.get("slots", "[]")) or [{}] * int(about["layers"])
+            cache = cls._of(tensors, slots, getattr(torch, about.get("dtype", "").removeprefix("torch."), None))
             cache.reserve(int(about["capacity"]))
         except Exception as error:
             raise CacheError(f"{path} is not a saved cache: {error!r}") from None
         return cache
 
     @classmethod
-    def _of(cls, tensors: dict[str, Tensor], layers: int) -> "Cache":
-        """The cache whose :meth:`_tensors` and lengths these are."""
-        slots: list[Slot | None] = [None] * layers
-        for i in range(layers):
+    def _of(cls, tensors: dict[str, Tensor], about: list[dict], dtype: torch.dtype | None) -> "Cache":
+        """The cache whose :meth:`_tensors` and lengths these are; ``about`` each slot, ``dtype`` of rows in FP8."""
+        slots: list[Slot | None] = [None] * len(about)
+        for i, more in enumerate(about):
             if f"{i}.k" in tensors:
-                slots[i] = AttentionSlot(Rows(tensors[f"{i}.k"]), Rows(tensors[f"{i}.v"]))
+                own = {name: tensors[f"{i}.{name}"] for name in ("k", "v")}
+                slots[i] = AttentionSlot(*(FP8Rows(t, dtype, more[n]) if more else Rows(t) for n, t in own.items()))
             elif f"{i}.conv" in tensors:
-                slots[i] = MambaSlot(tensors[f"{i}.conv"], tensors[f"{i}.ssm"])
+                own = {n: tensors[f"{i}.{n}"] for n in ("conv", "ssm", "scale", "count") if f"{i}.{n}" in tensors}
+                slots[i] = RoundedSlot(**own, **more) if more else MambaSlot(**own)
         positions = Rows(tensors["positions"]) if "positions" in tensors else None
         return cls(slots, tensors["lengths"], positions)
 
@@ -318,21 +458,54 @@ class Cache:
         if self._opened is not None:
             raise CacheError("commit or roll back the open window before copying the cache")
         slots = [slot.map(change) if slot else None for slot in self.slots]
-        positions = Rows(change(self.positions.data)) if self.positions is not None else None
+        positions = self.positions.with_data(change(self.positions.data)) if self.positions is not None else None
         return Cache(slots, change(self.lengths), positions)
 
 
-def cache_bytes(config: TowerConfig, batch: int, tokens: int, element_bytes: int) -> int:
+def _new_rows(
+    config: TowerConfig,
+    capacity: int,
+    dtype: torch.dtype,
+    format: CacheFormat,
+    scales: tuple[float, float],
+    zeros: Callable,
+) -> AttentionSlot:
+    shape = config.attention.n_kv_heads, capacity, config.attention.head_dim
+    if format.kv == "exact":
+        return AttentionSlot(*(Rows(zeros(*shape)) for _ in scales))
+    return AttentionSlot(*(FP8Rows(zeros(*shape, dtype=torch.uint8), dtype, scale) for scale in scales))
+
+
+def _new_state(config: TowerConfig, dtype: torch.dtype, format: CacheFormat, layer: int, zeros: Callable) -> MambaSlot:
+    m = config.mamba
+    conv, shape = zeros(m.d_conv - 1, m.conv_dim), (m.n_heads, m.head_dim, m.d_state)
+    if format.ssm == "exact":
+        return MambaSlot(conv, zeros(*shape, dtype=torch.promote_types(dtype, torch.float32)))
+    known = {"count": zeros(dtype=torch.int64), "key": key_of(format.seed, layer)}
+    if format.ssm == "float16":
+        return RoundedSlot(conv, zeros(*shape, dtype=torch.float16), **known)
+    scale = zeros(*shape[:-1], m.d_state // block_of(m.d_state), dtype=torch.float32)
+    return RoundedSlot(conv, zeros(*shape, dtype=torch.int8), scale=scale, **known)
+
+
+def cache_bytes(config: TowerConfig, batch: int, tokens: int, element_bytes: int, format: CacheFormat = EXACT) -> int:
     """Bytes of a cache of ``tokens`` tokens a row: what :attr:`Cache.nbytes` will say, without allocating it."""
     total = 8 * batch  # lengths
     for letter in config.pattern:
         if letter == "*":
             a = config.attention
-            total += batch * 2 * a.n_kv_heads * tokens * a.head_dim * element_bytes
+            total += batch * 2 * a.n_kv_heads * tokens * a.head_dim * (1 if format.kv == "fp8" else element_bytes)
         elif letter == "M":
             m = config.mamba
-            state = m.n_heads * m.head_dim * m.d_state * max(4, element_bytes)
-            total += batch * ((m.d_conv - 1) * m.conv_dim * element_bytes + state)
+            total += batch * ((m.d_conv - 1) * m.conv_dim * element_bytes + _state_bytes(m, format, element_bytes))
     if config.attention is not None and config.attention.rotary is not None:
         total += batch * 3 * tokens * 4
     return total
+
+
+def _state_bytes(m: MambaConfig, format: CacheFormat, element_bytes: int) -> int:
+    """Of one row's recurrent state, and of what counts its tokens where that is kept."""
+    numbers = m.n_heads * m.head_dim * m.d_state
+    if format.ssm == "exact":
+        return numbers * max(4, element_bytes)
+    return 8 + (2 * numbers if format.ssm == "float16" else numbers + 4 * numbers // block_of(m.d_state))

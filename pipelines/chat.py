@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from omni.cache import CacheFormat
 from omni.decoders.autoregressive import Event, Row, generate
 from omni.decoders.budget import ReasoningBudget
 from omni.decoders.sampling import SamplingParams
@@ -89,10 +90,13 @@ class Chat:
     """``Chat(model)(messages) -> Reply``. ``chunk`` bounds the tokens of a prompt that are read at once.
 
     ``rollback`` is for drafts that do not hold: "replay" the recurrent states of those that do, or keep a "snapshot"
-    behind each, which takes more memory.
+    behind each, which takes more memory. ``cache``: what it is kept in, such as "fp8" or "fp8+float16"
+    (:class:`omni.cache.CacheFormat`); default: the model's own, which is exact unless its checkpoint says otherwise.
     """
 
-    def __init__(self, model: Omni, chunk: int = CHUNK, rollback: str = "replay") -> None:
+    def __init__(
+        self, model: Omni, chunk: int = CHUNK, rollback: str = "replay", cache: str | CacheFormat | None = None
+    ) -> None:
         if model.tokenizer is None:
             raise ValueError("this model was loaded without a tokenizer; a chat needs one")
         if chunk < 1:
@@ -102,6 +106,7 @@ class Chat:
         self.model = model
         self.chunk = chunk
         self.rollback = rollback
+        self.cache = CacheFormat.of(cache) if isinstance(cache, str) else cache
         self._kept: Kept | None = None
 
     @classmethod
@@ -224,10 +229,10 @@ class Chat:
         kept, room = self._reusable(inputs, length is not None), rows[0].max_new_tokens
         drafts = [Acceptance() if length else None for _ in rows]
         if length is None:
-            reader = Reader(self.model, inputs, kept, room)
+            reader = Reader(self.model, inputs, kept, room, self.cache)
             events = generate(reader.read(self.chunk), rows, reader.step, reader.keep)
         else:
-            reader = DraftingReader(self.model, inputs, kept, room, self.rollback)
+            reader = DraftingReader(self.model, inputs, kept, room, self.rollback, self.cache)
             events = speculate(reader.read(self.chunk), rows, reader, length, drafts)
         counts = [0] * len(rows)
         try:

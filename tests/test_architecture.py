@@ -37,6 +37,7 @@ LEVELS = {
     "omni.quantization.modules": 4,
     "omni.quantization.plans": 3,
     "omni.quantization.published": 3,
+    "omni.quantization.training": 5,
     "omni.recipe": 2,
     "omni.rules": 2,
     "omni.tensorfile": 2,

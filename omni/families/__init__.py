@@ -28,7 +28,7 @@ from omni.quantization.loading import make_places, quantise_entries, schemes_of,
 from omni.quantization.modules import set_low_inputs
 from omni.quantization.plans import choose
 from omni.quantization.published import Scheme, canonical, merged, read_scheme
-from omni.rules import Rule
+from omni.rules import Rule, split_part
 from omni.tensorfile import Entry, read_json, write_json
 
 DTYPES = {
@@ -194,9 +194,9 @@ def load_folder(
     ``quantize``: as for :func:`load`; weights that ``keep`` names stay as they are, and ``six_or_four`` is as for
     :func:`omni.quantization.formats.encode`.
     """
+    scheme, where = find_scheme(folder), str(folder)
     family, config = read_folder(folder)
-    base, where = base_folder(folder), str(folder)
-    rules, scheme = family.rules(config), find_scheme(folder)
+    base, rules = base_folder(folder), family.rules(config)
     entries, held = canonical(_entries(folder, base, family), scheme, where)
     with torch.device("meta"):
         model = Omni(config)
@@ -224,6 +224,18 @@ def find_scheme(folder: Path) -> Scheme | None:
         if scheme is not None:
             return scheme
     return None
+
+
+def stored(folder: Path) -> dict[str, int]:
+    """Bytes of a checkpoint's weights, those of its base included, by what they are stored in."""
+    family, _ = read_folder(folder)
+    entries, held = canonical(_entries(folder, base_folder(folder), family), find_scheme(folder), str(folder))
+    found: dict[str, int] = {}
+    for name, entry in entries.items():
+        own = held.get(split_part(name)[0])
+        kind = own.format.name if own else str(entry.dtype).removeprefix("torch.")
+        found[kind] = found.get(kind, 0) + entry.nbytes
+    return dict(sorted(found.items(), key=lambda item: -item[1]))
 
 
 def _entries(folder: Path, base: Path | None, family: Family) -> dict[str, Entry]:
@@ -389,4 +401,5 @@ __all__ = [
     "presets",
     "read_folder",
     "save",
+    "stored",
 ]

@@ -113,7 +113,7 @@ def round_e2m1_reference(x: Tensor) -> Tensor:
     """By distance from each of the eight; of two as near the one whose code is even."""
     table = torch.tensor(E2M1, dtype=x.dtype, device=x.device)
     order = torch.tensor([0, 2, 4, 6, 1, 3, 5, 7], device=x.device)  # even codes first: argmin takes the first
-    nearest = (x.abs()[..., None] - table[order]).abs().argmin(-1)
+    nearest = (x.abs().clamp(max=E2M1_MAX)[..., None] - table[order]).abs().argmin(-1)
     return table[order][nearest].copysign(x)
 
 

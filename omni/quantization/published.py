@@ -211,7 +211,8 @@ def canonical(
     packed: dict[str, Held] = {}
     for stem, parts in fields.items():
         codes = parts.pop("weight_packed", None) or f"{stem}.weight"
-        if "weight_scale" in parts or "weight_scale_inv" in parts or codes != f"{stem}.weight":
+        stored = found[codes].dtype if codes in found else None
+        if stored in (torch.uint8, E4M3) or any(ending.startswith("weight_") for ending in parts):
             packed[stem] = _take(found, stem, codes, parts, scheme, where)
         for name in (name for ending, name in parts.items() if ending in ("k_scale", "v_scale")):
             own = _cache_part(stem, name)
@@ -245,8 +246,8 @@ def _take(
     if weight is None:
         raise CheckpointError(f"{where}: {stem} has scales ({', '.join(sorted(parts))}) and no weight")
     named = {FIELDS[ending]: found.pop(name) for ending, name in parts.items() if ending not in ("k_scale", "v_scale")}
-    format = _identify(weight, named, stem, where)
     claim = scheme.of(stem) if scheme else None
+    format = _identify(weight, named, claim, f"{where}: {stem}.weight")
     if claim is not None and format.name not in claim.formats:
         raise CheckpointError(f"{where}: {stem} is stored as {format.name}; the configuration says {claim.formats[0]}")
     held = {"codes": weight, **named}
@@ -264,13 +265,11 @@ def _take(
     return Held(format, claim.weight_only if claim else "input_scale" not in held, divisors)
 
 
-def _identify(weight: Entry, named: Mapping[str, Entry], stem: str, where: str) -> Format:
-    """The format of codes and scales, from their types and shapes."""
+def _identify(weight: Entry, named: Mapping[str, Entry], claim: Claim | None, what: str) -> Format:
+    """The format of codes and scales, from their types and shapes; one block alone looks like a tensor's own scale."""
     scale = named.get("scale")
     if len(weight.shape) < 2 or scale is None:
-        raise CheckpointError(
-            f"{where}: {stem}.weight is {weight.dtype} {list(weight.shape)} and lacks its weight_scale"
-        )
+        raise CheckpointError(f"{what} is {weight.dtype} {list(weight.shape)} and lacks its weight_scale")
     *lead, rows, columns = weight.shape
     exponents = scale.dtype in _EXPONENTS
     if weight.dtype == torch.uint8:
@@ -279,7 +278,7 @@ def _identify(weight: Entry, named: Mapping[str, Entry], stem: str, where: str) 
     elif weight.dtype != E4M3:
         name = ""
     elif scale.numel == math.prod(lead):
-        name = "fp8"
+        name = "fp8_block" if claim is not None and "fp8_block" in claim.formats[:1] else "fp8"
     elif exponents and scale.shape[-1] * 32 == columns:
         name = "mxfp8"
     else:
@@ -287,7 +286,7 @@ def _identify(weight: Entry, named: Mapping[str, Entry], stem: str, where: str) 
     format = FORMATS.get(name)
     if format is None or not _scale_fits(scale, format, (*lead, rows, columns)):
         have = f"{weight.dtype} {list(weight.shape)} with scales {scale.dtype} {list(scale.shape)}"
-        raise CheckpointError(f"{where}: {stem}.weight is {have}, which is no known format ({', '.join(FORMATS)})")
+        raise CheckpointError(f"{what} is {have}, which is no known format ({', '.join(FORMATS)})")
     return format
 
 
@@ -320,9 +319,8 @@ def _refuse_bare(entries: Mapping[str, Entry], where: str) -> None:
     """Codes without scales, which would be taken for numbers."""
     bare = [n for n, e in entries.items() if e.dtype in (E4M3, torch.float8_e5m2) and not split_part(n)[1]]
     if bare:
-        raise CheckpointError(
-            f"{where}: {bare[0]} and {len(bare) - 1} more are stored in FP8 and lack their weight_scale"
-        )
+        listed = ", ".join(bare[:3])
+        raise CheckpointError(f"{where}: {len(bare)} tensors are in FP8 and lack their weight_scale: {listed} ...")
 
 
 def merged(base: Mapping[str, Entry], own: Mapping[str, Entry]) -> dict[str, Entry]:

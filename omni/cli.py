@@ -247,9 +247,11 @@ def _chat(args: Arguments) -> Any:
     from omni.tokenizers.image import open_image
 
     pictures = [{"type": "image", "image": open_image(file)} for file in args.image]
-    if args.cache is not None:
-        CacheFormat.of(args.cache)
-    chat = Chat(load(args), cache=args.cache)
+    try:
+        cache = None if args.cache is None else CacheFormat.of(args.cache)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    chat = Chat(load(args), cache=cache)
     options = {
         "max_new_tokens": args.max_new_tokens,
         "temperature": args.temperature,
@@ -358,13 +360,18 @@ def _journal(args: Arguments) -> Path | None:
 
 
 def _bench_arguments(parser: Parser) -> None:
-    parser.add_argument("subject", choices=["language", "understanding", "generation"], help="what to measure")
+    subjects = ["language", "understanding", "generation", "lowbits"]
+    parser.add_argument(
+        "subject", choices=subjects, help="what to measure; lowbits: --model beside itself in fewer bits"
+    )
     parser.add_argument("--quick", action="store_true", help="fewer turns and shorter prompts")
     parser.add_argument("--threads", type=whole(1, 1024), default=2, help="of both sides (default: 2)")
     parser.add_argument("--sizes", help="generation: ours alone at published sizes, such as nano, on --device")
 
 
 def _bench(args: Arguments) -> Any:
+    if args.subject == "lowbits":
+        return _bench_lowbits(args)
     from omni import bench, bench_generation, bench_understanding
 
     measures = {"language": bench.bench_language, "understanding": bench_understanding.bench_understanding}
@@ -375,6 +382,16 @@ def _bench(args: Arguments) -> Any:
         raise UsageError(f"--sizes belongs to generation, not to {args.subject}")
     report = measures[args.subject](quick=args.quick, seed=args.seed, threads=args.threads, **own)
     say(args, bench.table(report))
+    return report.as_dict()
+
+
+def _bench_lowbits(args: Arguments) -> Any:
+    if args.sizes is not None:
+        raise UsageError("--sizes belongs to generation, not to lowbits")
+    from omni import bench_lowbits
+
+    report = bench_lowbits.bench_lowbits(args.model, quick=args.quick, seed=args.seed, threads=args.threads)
+    say(args, bench_lowbits.table(report))
     return report.as_dict()
 
 
@@ -421,6 +438,7 @@ def _quantize_arguments(parser: Parser) -> None:
     parser.add_argument("--calibrate", type=whole(0, 100_000), default=0, metavar="N", help=help)
     parser.add_argument("--texts", type=Path, metavar="FILE", help="read its lines instead of samples of our own")
     parser.add_argument("--keep", action="append", default=[], metavar="PATTERN", help="weights that stay as they are")
+    parser.add_argument("--also", action="append", default=[], metavar="PATTERN", help="further linear layers")
     parser.add_argument("--kv-cache", action="store_true", help="have keys and values kept in FP8 too")
     parser.add_argument("--base", metavar="NAME", help="folder beside OUT; only what differs from it is written")
 
@@ -432,7 +450,7 @@ def _quantize(args: Arguments) -> Any:
     from omni.quantize import quantize
 
     options = {"six_or_four": args.four_over_six, "calibrate": args.calibrate, "texts": texts, "keep": args.keep}
-    options |= {"kv_cache": args.kv_cache, "base": args.base, "seed": args.seed}
+    options |= {"also": args.also, "kv_cache": args.kv_cache, "base": args.base, "seed": args.seed}
     done = quantize(args.source, args.out, args.format, **options)
     formats = ", ".join(f"{count} in {name}" for name, count in done["formats"].items())
     before, after = done["bytes"]["before"], done["bytes"]["after"]

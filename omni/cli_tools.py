@@ -58,7 +58,7 @@ def quantize_argument(parser: Parser) -> None:
 def load(args: Arguments) -> Any:
     import omni
 
-    low = {name: getattr(args, name) for name in ("quantize", "low_inputs") if hasattr(args, name)}
+    low = {name: getattr(args, name) for name in ("quantize", "low_inputs") if getattr(args, name, None)}
     return omni.load(args.model, device=args.device, **low)
 
 

@@ -35,6 +35,7 @@ def quantize(
     calibrate: int = 0,
     texts: Sequence[str] = (),
     keep: Iterable[str] = (),
+    also: Iterable[str] = (),
     kv_cache: bool = False,
     base: str | None = None,
     seed: int = 0,
@@ -46,13 +47,13 @@ def quantize(
         six_or_four: of nvfp4: let the largest of a block be 6 or 4, whichever is nearer.
         calibrate: held-out samples that scales of activations are made from; 0: weights alone are quantised.
         texts: what is read instead of samples of our own.
-        keep: globs of our names that stay as they are.
+        keep: globs of our names that stay as they are; ``also``: of further linear layers.
         kv_cache: ask whoever loads it to keep keys and values in FP8.
         base: as for :func:`omni.families.save`; what is as in the base stays so.
 
     CheckpointError (a ValueError), before anything is written, where that cannot be.
     """
-    found, target, keep = find_folder(source), Path(target), tuple(keep)
+    found, target = find_folder(source), Path(target)
     if target.exists() and target.resolve() == found.resolve():
         raise CheckpointError(f"{target} is the source itself; give another folder")
     if find_scheme(found) is not None:
@@ -60,32 +61,20 @@ def quantize(
     family = read_folder(found)[0].name
     if calibrate or texts or base is not None or kv_cache:
         model = load_folder(found)
-        _quantise(model, format, _base_state(target, base), keep, six_or_four, calibrate, texts, kv_cache, seed)
+        formats = choose({name: t.shape for name, t in model.state_dict().items()}, format, keep, also)
+        if base is not None:
+            own = changed(model.state_dict(), load_folder(base_of(target, {"base": base})).state_dict(), None)
+            formats = {name: one for name, one in formats.items() if name in own}
+        ranges = calibrated(model, formats, calibrate, texts, seed) if calibrate or texts else Ranges()
+        pack(model, formats, ranges, six_or_four)
+        if kv_cache:
+            keep_kv_scales(model, ranges)
     else:
-        model = load_folder(found, quantize=format, keep=keep, six_or_four=six_or_four)
+        model = load_folder(found, quantize=format, keep=keep, also=also, six_or_four=six_or_four)
     computed = compute_dtype(found) if family == "omni" else "auto"
     save(model, target, family=family, compute_dtype=computed, base=base)
     copy_rest(found, target, base)
     return summary(model, found, target)
-
-
-def _base_state(target: Path, base: str | None) -> dict[str, torch.Tensor] | None:
-    if base is None:
-        return None
-    return load_folder(base_of(target, {"base": base})).state_dict()
-
-
-def _quantise(model: Omni, format: str, base, keep, six_or_four, count, texts, kv_cache, seed) -> None:
-    state = model.state_dict()
-    formats = choose({name: t.shape for name, t in state.items()}, format, keep)
-    if base is not None:
-        own = changed(state, base, None)
-        formats = {name: one for name, one in formats.items() if name in own}
-    ranges = calibrated(model, formats, count, texts, seed) if count or texts else Ranges()
-    pack(model, formats, ranges, six_or_four)
-    if kv_cache:
-        keep_kv_scales(model, ranges)
-        model.cache_format = replace(model.cache_format, kv="fp8")
 
 
 @torch.no_grad()
@@ -103,7 +92,8 @@ def pack(model: nn.Module, formats: dict[str, Format], ranges: Ranges | None = N
 
 
 def keep_kv_scales(model: Omni, ranges: Ranges) -> None:
-    """Scales of keys and values beside their projections; 1 in layers that were not calibrated."""
+    """Have keys and values kept in FP8, with scales beside their projections: 1 in layers that were not calibrated."""
+    model.cache_format = replace(model.cache_format, kv="fp8")
     known = ranges.kv_scales()
     for layer, block in enumerate(model.context.blocks):
         if block.letter == "*":

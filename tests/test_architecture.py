@@ -58,6 +58,7 @@ LEVELS = {
     "omni.bench": 8,
     "omni.bench_generation": 8,
     "omni.bench_generation_peer": 8,
+    "omni.bench_lowbits": 9,
     "omni.bench_nano": 8,
     "omni.bench_peer": 8,
     "omni.bench_tools": 8,

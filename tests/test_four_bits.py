@@ -10,7 +10,7 @@ from omni.config import ConfigError
 from omni.data.text import sample_text
 from omni.families.base import Preset
 from omni.inputs import Inputs, pad_rows
-from omni.losses import next_token
+from omni.losses import IGNORED, next_token
 from omni.mixers.moe import Experts
 from omni.model import Omni
 from omni.optim import optimizer, split
@@ -201,7 +201,8 @@ def learned(four_bits: bool, steps: int = 60) -> float:
             clock.step = step
         texts = [tokenizer.encode_chat(sample_text(8 * (step % 4) + i, "capital"))[:64] for i in range(8)]
         ids, mask = pad_rows(texts, 21)
-        loss = next_token(model.predict(model.read(Inputs(ids, mask))), ids.masked_fill(~mask, -100))
+        labels = ids if mask is None else ids.masked_fill(~mask, IGNORED)
+        loss = next_token(model.predict(model.read(Inputs(ids, mask))), labels)
         chosen.zero_grad()
         loss.backward()
         chosen.step()

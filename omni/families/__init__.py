@@ -187,12 +187,13 @@ def load_folder(
     quantize: str | None = None,
     *,
     keep: Iterable[str] = (),
+    also: Iterable[str] = (),
     six_or_four: bool = False,
 ) -> Omni:
     """The model of a checkpoint folder; ``dtype`` None keeps the types of the file.
 
-    ``quantize``: as for :func:`load`; weights that ``keep`` names stay as they are, and ``six_or_four`` is as for
-    :func:`omni.quantization.formats.encode`.
+    ``quantize``: as for :func:`load`; ``keep`` and ``also`` are as for :func:`omni.quantization.plans.choose`,
+    ``six_or_four`` as for :func:`omni.quantization.formats.encode`.
     """
     scheme, where = find_scheme(folder), str(folder)
     family, config = read_folder(folder)
@@ -204,7 +205,7 @@ def load_folder(
     if quantize is not None:
         if found:
             raise CheckpointError(f"{where} is quantised already; quantize={quantize!r} is for one that is not")
-        formats = choose({name: t.shape for name, t in model.state_dict().items()}, quantize, keep)
+        formats = choose({name: t.shape for name, t in model.state_dict().items()}, quantize, keep, also)
         own = {"device": device, "where": where, "six_or_four": six_or_four}
         entries, given = quantise_entries(model, entries, rules, formats, **own)
     load_weights(model, entries, rules, device=device, dtype=dtype, where=where, given=given)
@@ -355,7 +356,6 @@ def save(
         plain["base"] = base
         state = changed(state, load_folder(base_of(folder, plain)).state_dict(), wanted)
     folder.mkdir(parents=True, exist_ok=True)
-    _write_scheme(model, chosen.rules(model.config), folder, plain)
     if family != "omni":
         plain["dtype"] = str(wanted or model.dtype).removeprefix("torch.")
         write_json(folder / "generation_config.json", _generation(model.config))
@@ -363,6 +363,7 @@ def save(
         for name, content in chosen.write_media(model.config).items():
             write_json(folder / name, content)
     save_weights(state, folder, chosen.rules(model.config), shard_bytes=shard_bytes, dtype=wanted, stem=chosen.stem)
+    _write_scheme(model, chosen.rules(model.config), folder, plain)
     write_json(folder / "config.json", plain)
 
 

@@ -48,7 +48,7 @@ def make_places(
     for name, own in found.items():
         try:
             weight = hold(model, name, own.format, name in inputs)
-        except (AttributeError, TypeError, ValueError) as error:
+        except (AttributeError, ValueError) as error:
             raise CheckpointError(f"{where}: {name} cannot stay {own.format.name}: {error}") from None
         weight.weight_only = own.weight_only
     _make_cache_scales(model, entries, table)

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from omni.config import ConfigError
 from omni.kernels.experts import routed_experts_by
 from omni.mixers.moe import Experts
 from omni.quantization.formats import FP8_TILE, Format, Packed, decode, encode, units
@@ -167,9 +168,9 @@ def _by(matrix: nn.Module | Tensor):
 
 
 def hold(model: nn.Module, name: str, format: Format, inputs: bool = False) -> PackedWeight:
-    """Put a packed weight in place of our tensor ``name``, on its device and without content. TypeError where none can.
+    """Put a packed weight, without content, in place of our tensor ``name`` and on its device.
 
-    ``name`` is the weight of a linear layer or one of the matrices of experts.
+    ConfigError where that is neither the weight of a linear layer nor one of the matrices of experts.
     """
     path, _, leaf = stem_of(name).rpartition(".")
     parent = model.get_submodule(path)
@@ -184,7 +185,7 @@ def hold(model: nn.Module, name: str, format: Format, inputs: bool = False) -> P
                 above, _, own = path.rpartition(".")
                 setattr(model.get_submodule(above), own, packed)
             return packed.pack(leaf, format, inputs)
-    raise TypeError(f"{name} is neither a linear layer's weight nor a matrix of experts")
+    raise ConfigError(f"{name} is neither a linear layer's weight nor a matrix of experts; it cannot stay packed")
 
 
 def packed_weights(model: nn.Module) -> dict[str, PackedWeight]:

@@ -42,21 +42,31 @@ def kind_of(name: str) -> str | None:
     return MAMBA if place in ("in_proj.weight", "out_proj.weight") else None
 
 
-def choose(shapes: Mapping[str, torch.Size], plan: str, keep: Iterable[str] = ()) -> dict[str, Format]:
+def choose(
+    shapes: Mapping[str, torch.Size], plan: str, keep: Iterable[str] = (), also: Iterable[str] = ()
+) -> dict[str, Format]:
     """Our tensors that ``plan`` (a name of :data:`MAPS`) quantises, and their formats.
 
-    ``keep``: globs of names that stay high. What does not divide into a format's blocks stays high too.
-    ConfigError where the plan is unknown, or a pattern of ``keep`` fits nothing.
+    ``keep``: globs of names that stay high; ``also``: of further linear layers, which get NVFP4 under "nvfp4" and FP8
+    otherwise. What does not divide into a format's blocks stays high too.
+    ConfigError where the plan is unknown, or a pattern fits nothing.
     """
     if plan not in MAPS:
         raise ConfigError(f"unknown low precision {plan!r}; known: {', '.join(MAPS)}")
-    keep = tuple(keep)
-    idle = [pattern for pattern in keep if not any(_fits(pattern, name) for name in shapes)]
+    keep, also = tuple(keep), tuple(also)
+    idle = [pattern for pattern in (*keep, *also) if not any(_fits(pattern, name) for name in shapes)]
     if idle:
-        raise ConfigError(f"keep names {', '.join(idle)}; no weight of the model is called so")
-    kinds = {name: kind_of(name) for name in shapes if not any(_fits(pattern, name) for pattern in keep)}
-    found = {name: FORMATS[MAPS[plan][kind]] for name, kind in kinds.items() if kind is not None}
-    return {name: format for name, format in found.items() if format.fits(shapes[name][-1])}
+        raise ConfigError(f"no weight of the model is called {', '.join(idle)}")
+    found = {}
+    for name, shape in shapes.items():
+        if any(_fits(pattern, name) for pattern in keep):
+            continue
+        asked = name.endswith(".weight") and len(shape) == 2 and any(_fits(pattern, name) for pattern in also)
+        kind = kind_of(name) or (SHARED if asked else None)
+        format = FORMATS[MAPS[plan][kind]] if kind is not None else None
+        if format is not None and format.fits(shape[-1]):
+            found[name] = format
+    return found
 
 
 def _fits(pattern: str, name: str) -> bool:

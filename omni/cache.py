@@ -11,143 +11,35 @@ length; a recurrent state cannot be cut, so a slot keeps the state at ``begin`` 
 accepted ones step by step: exactly the arithmetic of plain decoding. Or, if asked, it reads the window step by step and
 keeps the state behind every token: more memory, nothing to replay. ``branch`` gives what an open window's rows were at
 many places at once.
+
+:class:`CacheFormat` says in how many bits all that is kept: keys and values in FP8, states in FP16 or INT8 rounded at
+random. The random numbers follow the seed, the layer and the token's place, so a replayed token is rounded alike.
 """
 
-import itertools
+import json
 import os
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from omni.config import TowerConfig
-
-
-class CacheError(ValueError):
-    """A use of the cache that would corrupt it."""
-
-
-@dataclass
-class Rows:
-    """A growable tensor (b, a, capacity, c): tokens along the third axis."""
-
-    data: Tensor
-
-    def append(self, new: Tensor, held: int, places: tuple[Tensor, Tensor] | None = None) -> Tensor:
-        """Write new (b, a, n, c) behind the first ``held`` tokens; returns all of (b, a, held + n, c).
-
-        Where rows hold different numbers of tokens, ``held`` is the largest and ``places`` (rows, columns) tells where.
-        """
-        end = held + new.shape[2]
-        new = new.to(self.data.dtype)
-        if places is None and torch.is_grad_enabled():
-            self.data = torch.cat([self.data[:, :, :held], new], dim=2)
-            return self.data
-        room = self.data.shape[2]
-        if end > room:
-            self.reserve(max(end, 2 * room))  # doubling keeps appending cheap
-        if places is None:
-            self.data[:, :, held:end] = new
-        else:
-            if torch.is_grad_enabled():  # what was read before stays as it was, for the backward pass
-                self.data = self.data.clone()
-            rows, columns = places
-            self.data[rows, :, columns] = new.transpose(1, 2)
-        return self.data[:, :, :end]
-
-    def reserve(self, capacity: int) -> None:
-        """Make room for ``capacity`` tokens."""
-        b, a, room, c = self.data.shape
-        if room < capacity:
-            grown = self.data.new_zeros(b, a, capacity, c)
-            grown[:, :, :room] = self.data
-            self.data = grown
-
-
-@dataclass
-class AttentionSlot:
-    """Keys (after norm and rotary) and values of one layer."""
-
-    k: Rows
-    v: Rows
-
-    def tensors(self) -> dict[str, Tensor]:
-        return {"k": self.k.data, "v": self.v.data}
-
-    def map(self, change: Callable[[Tensor], Tensor]) -> "AttentionSlot":
-        return AttentionSlot(Rows(change(self.k.data)), Rows(change(self.v.data)))
-
-
-class Fed(NamedTuple):
-    """One call's inputs of a Mamba layer, and how its states follow from them."""
-
-    xbc: Tensor  # (b, n, c)
-    dt: Tensor  # (b, n, h)
-    step: Callable  # (xbc (b, c), dt (b, h), conv, ssm) -> conv, ssm
-    at: Callable  # (xbc, dt, conv, ssm, rows (k,), counts (k,)) -> conv, ssm of k places
-
-
-@dataclass
-class MambaSlot:
-    """conv (b, d_conv - 1, c): raw inputs of the convolution; ssm (b, h, p, s): the recurrent state."""
-
-    conv: Tensor
-    ssm: Tensor
-    window: list[Fed] | None = None  # every call since ``begin``
-    saved: tuple[Tensor, Tensor] | None = None
-    snapshots: list[tuple[Tensor, Tensor]] | None = None  # the states behind each token of the window, if kept
-
-    def tensors(self) -> dict[str, Tensor]:
-        return {"conv": self.conv, "ssm": self.ssm}
-
-    def map(self, change: Callable[[Tensor], Tensor]) -> "MambaSlot":
-        return MambaSlot(change(self.conv), change(self.ssm))
-
-    def begin(self, snapshots: bool) -> None:
-        self.saved = (self.conv.clone(), self.ssm.clone())
-        self.window, self.snapshots = [], [] if snapshots else None
-
-    def commit(self, accepted: Tensor, least: int, most: int) -> None:
-        """The states behind the first ``accepted`` (b,) tokens of the window."""
-        if self.snapshots is None:
-            self._replay(accepted, least, most)
-        else:
-            rows = torch.arange(len(accepted), device=accepted.device)
-            found = (torch.stack(states)[accepted, rows] for states in zip(self.saved, *self.snapshots, strict=True))
-            self.conv, self.ssm = found
-        self.window = self.saved = self.snapshots = None
-
-    def _replay(self, accepted: Tensor, least: int, most: int) -> None:
-        self.conv, self.ssm = self.saved
-        for i, (xbc, dt, step) in enumerate(itertools.islice(self._fed(), most)):
-            if i < least:
-                self.conv, self.ssm = step(xbc, dt, self.conv, self.ssm)
-                continue
-            conv, ssm = step(xbc, dt, self.conv.clone(), self.ssm.clone())
-            keep = (i < accepted)[:, None, None]
-            self.conv = torch.where(keep, conv, self.conv)
-            self.ssm = torch.where(keep[..., None], ssm, self.ssm)
-
-    def _fed(self) -> Iterator[tuple[Tensor, Tensor, Callable]]:
-        """Token by token what the window was fed: xBC (b, c), dt (b, h), step."""
-        for xbc, dt, step, _ in self.window:
-            for i in range(xbc.shape[1]):
-                yield xbc[:, i], dt[:, i], step
-
-    def branch(self, rows: Tensor, counts: Tensor) -> "MambaSlot":
-        """The states of ``rows`` (k,) behind their first ``counts`` (k,) tokens of the window."""
-        if not self.window:
-            return MambaSlot(*(state.index_select(0, rows) for state in self.saved))
-        xbc, dt = (torch.cat([getattr(fed, name) for fed in self.window], dim=1) for name in ("xbc", "dt"))
-        return MambaSlot(*self.window[-1].at(xbc, dt, *self.saved, rows, counts))
-
-
-Slot = AttentionSlot | MambaSlot
+from omni.cache_slots import (
+    EXACT,
+    AttentionSlot,
+    CacheError,
+    CacheFormat,
+    Fed,
+    FP8Rows,
+    MambaSlot,
+    RoundedSlot,
+    Rows,
+    Slot,
+)
+from omni.config import MambaConfig, TowerConfig
+from omni.kernels.rounding import block_of, key_of
 
 
 class Cache:
@@ -172,8 +64,20 @@ class Cache:
         self.uniform = low == high
 
     @classmethod
-    def new(cls, config: TowerConfig, batch: int, capacity: int, dtype: torch.dtype, device: torch.device) -> "Cache":
-        """An empty cache of ``config``'s tower with room for ``capacity`` tokens a row (it grows past that)."""
+    def new(
+        cls,
+        config: TowerConfig,
+        batch: int,
+        capacity: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        format: CacheFormat = EXACT,
+        kv_scales: Mapping[int, tuple[float, float]] | None = None,
+    ) -> "Cache":
+        """An empty cache of ``config``'s tower with room for ``capacity`` tokens a row (it grows past that).
+
+        ``kv_scales``: layer -> scales of its keys and values in FP8; 1 where there are none.
+        """
         if batch < 1 or capacity < 0:
             raise CacheError(f"a cache needs at least one row and no negative capacity, not {batch} and {capacity}")
 
@@ -181,17 +85,12 @@ class Cache:
             return torch.zeros(batch, *shape, dtype=dtype, device=device)
 
         slots: list[Slot | None] = []
-        for letter in config.pattern:
+        for layer, letter in enumerate(config.pattern):
             if letter == "*":
-                a = config.attention
-                rows = [Rows(zeros(a.n_kv_heads, capacity, a.head_dim)) for _ in range(2)]
-                slots.append(AttentionSlot(*rows))
+                scales = (kv_scales or {}).get(layer, (1.0, 1.0))
+                slots.append(_new_rows(config, capacity, dtype, format, scales, zeros))
             elif letter == "M":
-                m = config.mamba
-                wide = torch.promote_types(dtype, torch.float32)
-                slots.append(
-                    MambaSlot(zeros(m.d_conv - 1, m.conv_dim), zeros(m.n_heads, m.head_dim, m.d_state, dtype=wide))
-                )
+                slots.append(_new_state(config, dtype, format, layer, zeros))
             else:
                 slots.append(None)
         rotary = config.attention is not None and config.attention.rotary is not None
@@ -317,6 +216,9 @@ class Cache:
             grows = name.rsplit(".", 1)[-1] in ("k", "v", "positions")
             tensors[name] = (tensor[:, :, : self.length] if grows else tensor).contiguous()
         about = {"layers": str(len(self.slots)), "capacity": str(self.capacity)}
+        about["slots"] = json.dumps([slot.about() if slot else {} for slot in self.slots])
+        read_as = {str(rows.dtype) for rows in self._rows() if isinstance(rows, FP8Rows)}
+        about["dtype"] = read_as.pop() if read_as else ""
         beside = path.with_name(path.name + ".part")
         save_file({**tensors, "lengths": self.lengths}, beside, about)
         os.replace(beside, path)
@@ -328,21 +230,24 @@ class Cache:
             with safe_open(path, framework="pt", device=str(device)) as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
                 about = file.metadata()
-            cache = cls._of(tensors, int(about["layers"]))
+            slots = json.loads(about.get("slots", "[]")) or [{}] * int(about["layers"])
+            cache = cls._of(tensors, slots, getattr(torch, about.get("dtype", "").removeprefix("torch."), None))
             cache.reserve(int(about["capacity"]))
         except Exception as error:
             raise CacheError(f"{path} is not a saved cache: {error!r}") from None
         return cache
 
     @classmethod
-    def _of(cls, tensors: dict[str, Tensor], layers: int) -> "Cache":
-        """The cache whose :meth:`_tensors` and lengths these are."""
-        slots: list[Slot | None] = [None] * layers
-        for i in range(layers):
+    def _of(cls, tensors: dict[str, Tensor], about: list[dict], dtype: torch.dtype | None) -> "Cache":
+        """The cache whose :meth:`_tensors` and lengths these are; ``about`` each slot, ``dtype`` of rows in FP8."""
+        slots: list[Slot | None] = [None] * len(about)
+        for i, more in enumerate(about):
             if f"{i}.k" in tensors:
-                slots[i] = AttentionSlot(Rows(tensors[f"{i}.k"]), Rows(tensors[f"{i}.v"]))
+                own = {name: tensors[f"{i}.{name}"] for name in ("k", "v")}
+                slots[i] = AttentionSlot(*(FP8Rows(t, dtype, more[n]) if more else Rows(t) for n, t in own.items()))
             elif f"{i}.conv" in tensors:
-                slots[i] = MambaSlot(tensors[f"{i}.conv"], tensors[f"{i}.ssm"])
+                own = {n: tensors[f"{i}.{n}"] for n in ("conv", "ssm", "scale", "count") if f"{i}.{n}" in tensors}
+                slots[i] = RoundedSlot(**own, **more) if more else MambaSlot(**own)
         positions = Rows(tensors["positions"]) if "positions" in tensors else None
         return cls(slots, tensors["lengths"], positions)
 
@@ -360,21 +265,69 @@ class Cache:
         if self._opened is not None:
             raise CacheError("commit or roll back the open window before copying the cache")
         slots = [slot.map(change) if slot else None for slot in self.slots]
-        positions = Rows(change(self.positions.data)) if self.positions is not None else None
+        positions = self.positions.with_data(change(self.positions.data)) if self.positions is not None else None
         return Cache(slots, change(self.lengths), positions)
 
 
-def cache_bytes(config: TowerConfig, batch: int, tokens: int, element_bytes: int) -> int:
+def _new_rows(
+    config: TowerConfig,
+    capacity: int,
+    dtype: torch.dtype,
+    format: CacheFormat,
+    scales: tuple[float, float],
+    zeros: Callable,
+) -> AttentionSlot:
+    shape = config.attention.n_kv_heads, capacity, config.attention.head_dim
+    if format.kv == "exact":
+        return AttentionSlot(*(Rows(zeros(*shape)) for _ in scales))
+    return AttentionSlot(*(FP8Rows(zeros(*shape, dtype=torch.uint8), dtype, scale) for scale in scales))
+
+
+def _new_state(config: TowerConfig, dtype: torch.dtype, format: CacheFormat, layer: int, zeros: Callable) -> MambaSlot:
+    m = config.mamba
+    conv, shape = zeros(m.d_conv - 1, m.conv_dim), (m.n_heads, m.head_dim, m.d_state)
+    if format.ssm == "exact":
+        return MambaSlot(conv, zeros(*shape, dtype=torch.promote_types(dtype, torch.float32)))
+    known = {"count": zeros(dtype=torch.int64), "key": key_of(format.seed, layer)}
+    if format.ssm == "float16":
+        return RoundedSlot(conv, zeros(*shape, dtype=torch.float16), **known)
+    scale = zeros(*shape[:-1], m.d_state // block_of(m.d_state), dtype=torch.float32)
+    return RoundedSlot(conv, zeros(*shape, dtype=torch.int8), scale=scale, **known)
+
+
+def cache_bytes(config: TowerConfig, batch: int, tokens: int, element_bytes: int, format: CacheFormat = EXACT) -> int:
     """Bytes of a cache of ``tokens`` tokens a row: what :attr:`Cache.nbytes` will say, without allocating it."""
     total = 8 * batch  # lengths
     for letter in config.pattern:
         if letter == "*":
             a = config.attention
-            total += batch * 2 * a.n_kv_heads * tokens * a.head_dim * element_bytes
+            total += batch * 2 * a.n_kv_heads * tokens * a.head_dim * (1 if format.kv == "fp8" else element_bytes)
         elif letter == "M":
             m = config.mamba
-            state = m.n_heads * m.head_dim * m.d_state * max(4, element_bytes)
-            total += batch * ((m.d_conv - 1) * m.conv_dim * element_bytes + state)
+            total += batch * ((m.d_conv - 1) * m.conv_dim * element_bytes + _state_bytes(m, format, element_bytes))
     if config.attention is not None and config.attention.rotary is not None:
         total += batch * 3 * tokens * 4
     return total
+
+
+def _state_bytes(m: MambaConfig, format: CacheFormat, element_bytes: int) -> int:
+    """Of one row's recurrent state, and of what counts its tokens where that is kept."""
+    numbers = m.n_heads * m.head_dim * m.d_state
+    if format.ssm == "exact":
+        return numbers * max(4, element_bytes)
+    return 8 + (2 * numbers if format.ssm == "float16" else numbers + 4 * numbers // block_of(m.d_state))
+
+
+__all__ = [
+    "EXACT",
+    "AttentionSlot",
+    "Cache",
+    "CacheError",
+    "CacheFormat",
+    "FP8Rows",
+    "Fed",
+    "MambaSlot",
+    "RoundedSlot",
+    "Rows",
+    "cache_bytes",
+]

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,8 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 from torch import Tensor, nn
 
 from omni.config import OmniConfig, to_dict
-from omni.rules import Drop, Index, Order, Part, Rename, Rule, Table
+from omni.quantization.published import spelt
+from omni.rules import Drop, Index, Order, Part, Rename, Rule, Table, split_part
 from omni.tensorfile import (
     CheckpointError,
     Entry,
@@ -223,14 +224,15 @@ def load_weights(
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
     where: str = "checkpoint",
+    given: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Fill ``model``, built on the meta device, from ``entries``.
+    """Fill ``model``, built on the meta device, from ``entries``; and from ``given``, what of it is known already.
 
     ``dtype`` None keeps every tensor as it is stored. Peak memory is that of the weights: a stacked tensor is
     allocated once and each slice read into its place.
     """
-    device = torch.device(device)
-    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    device, given = torch.device(device), given or {}
+    shapes = {name: tensor.shape for name, tensor in model.state_dict().items() if name not in given}
     placements = plan(entries, shapes, rules, where)
     dtypes = _dtypes(placements, dtype)
     absent = _absent(shapes, dtypes, rules)
@@ -239,10 +241,10 @@ def load_weights(
     tensors = {name: torch.empty(shapes[name], dtype=dtypes[name], device=device) for name in shapes}
     for name, (_, value) in absent.items():
         tensors[name].fill_(value)
-    with _progress(sum(p.entry.nbytes for p in placements)) as advance, ThreadPoolExecutor(READERS) as pool:
+    with progress(sum(p.entry.nbytes for p in placements)) as advance, ThreadPoolExecutor(READERS) as pool:
         for done in pool.map(lambda p: _fill(p, tensors), placements):
             advance(done)
-    model.load_state_dict(tensors, strict=True, assign=True)
+    model.load_state_dict({**tensors, **given}, strict=True, assign=True)
     _restore_buffers(model, device)
 
 
@@ -279,8 +281,8 @@ def _dtypes(placements: list[Placement], wanted: torch.dtype | None) -> dict[str
 
 
 def target_dtype(name: str, stored: torch.dtype, wanted: torch.dtype | None) -> torch.dtype:
-    """``wanted`` for floating tensors, except that those of :data:`EXACT` are never narrowed."""
-    if wanted is None or not stored.is_floating_point:
+    """``wanted`` for floating tensors; those of :data:`EXACT` are never narrowed, parts of packed weights stay."""
+    if wanted is None or not stored.is_floating_point or split_part(name)[1]:
         return stored
     return torch.promote_types(stored, wanted) if f".{name}".endswith(EXACT) else wanted
 
@@ -311,16 +313,16 @@ def _restore_buffers(model: nn.Module, device: torch.device) -> None:
 
 
 @contextmanager
-def _progress(total: int) -> Iterator:
+def progress(total: int, what: str = "reading weights") -> Iterator:
     """A bar on standard error for large loads on a terminal; a function that is told the bytes done."""
     console = Console(stderr=True)
     if total < LARGE or not console.is_terminal:
         yield lambda count: None
         return
-    columns = (TextColumn("reading weights"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task("", total=total)
-        yield lambda count: progress.advance(task, count)
+    columns = (TextColumn(what), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("", total=total)
+        yield lambda count: bar.advance(task, count)
 
 
 # -- saving ------------------------------------------------------------------------------------------------------------
@@ -340,7 +342,8 @@ def export(state: Mapping[str, Tensor], rules: Iterable[Rule], dtype: torch.dtyp
             tensor = tensor.reshape(rule.shape)
         items += [Item(new, view(tensor, index), kept) for new, index in published]
     _raise_all("export", unknown=unknown)
-    return items
+    names = spelt(item.name for item in items)
+    return [replace(item, name=names[item.name]) for item in items]
 
 
 NATIVE = (Rename("{rest}", "{rest}"),)
@@ -429,6 +432,7 @@ __all__ = [
     "load_weights",
     "native",
     "plan",
+    "progress",
     "read_json",
     "save_weights",
     "target_dtype",

@@ -2,7 +2,7 @@
 
     omni ask FILE "question"      omni train RECIPE        omni info MODEL
     omni chat                     omni eval TASK           omni convert SRC DST
-    omni draw "prompt" -o x.png   omni bench language
+    omni draw "prompt" -o x.png   omni bench language     omni quantize SRC -o DST --format nvfp4
 
 Exit codes: 0 done, 1 the run failed, 2 bad usage, 130 interrupted. A failed run prints one line; ``--debug``
 shows where it came from. Nothing heavy is imported before the arguments are known to be good, so that
@@ -17,9 +17,23 @@ from pathlib import Path
 from typing import Any
 
 from omni import __version__
+from omni.cli_bench import BENCH
 from omni.cli_compress import COMPRESS
 from omni.cli_generate import ACT, ANIMATE, DRAW, WORLD
-from omni.cli_tools import Arguments, Command, Parser, UsageError, assigned, given, load, number, say, whole
+from omni.cli_tools import (
+    LOW,
+    Arguments,
+    Command,
+    Parser,
+    UsageError,
+    assigned,
+    given,
+    load,
+    number,
+    quantize_argument,
+    say,
+    whole,
+)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -104,6 +118,7 @@ def _common(model: str | None) -> Parser:
 def _ask_arguments(parser: Parser) -> None:
     parser.add_argument("file", metavar="FILE", help="PDF, picture, video or recording")
     parser.add_argument("questions", metavar="QUESTION", nargs="*", help="one or more questions")
+    quantize_argument(parser)
     parser.add_argument("--transcribe", action="store_true", help="print what it says, shows or sounds like instead")
     parser.add_argument("--max-new-tokens", type=whole(1, 4096), default=None, help="longest answer, in tokens")
     parser.add_argument(
@@ -209,6 +224,8 @@ def _with_boxes(args: Arguments, answered: list[dict[str, Any]]) -> list[dict[st
 
 def _chat_arguments(parser: Parser) -> None:
     parser.add_argument("message", metavar="MESSAGE", nargs="*", help="say this and stop (default: a conversation)")
+    quantize_argument(parser)
+    parser.add_argument("--cache", metavar="FORMAT", help="exact, fp8, float16, int8, or two of them: fp8+float16")
     parser.add_argument("--image", action="append", default=[], metavar="FILE", help="show a picture first")
     parser.add_argument("--system", help="system message")
     parser.add_argument("--max-new-tokens", type=whole(1, 1 << 20), default=256, help="(default: 256)")
@@ -238,11 +255,16 @@ def _chat(args: Arguments) -> Any:
         raise UsageError(f"{', '.join(f'--{name}' for name in of_blocks)} belong to --decode diffusion")
     if args.drafts and args.decode != "plain":
         raise UsageError(f"--drafts and --decode {args.decode} cannot be used together")
+    from omni.cache import CacheFormat
     from omni.pipelines.chat import Chat, terminal
     from omni.tokenizers.image import open_image
 
     pictures = [{"type": "image", "image": open_image(file)} for file in args.image]
-    chat = Chat(load(args))
+    try:
+        cache = None if args.cache is None else CacheFormat.of(args.cache)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    chat = Chat(load(args), cache=cache)
     options = {
         "max_new_tokens": args.max_new_tokens,
         "temperature": args.temperature,
@@ -314,6 +336,8 @@ def _train(args: Arguments) -> Any:
 def _eval_arguments(parser: Parser) -> None:
     parser.add_argument("task", metavar="TASK", help="a task's name; `omni eval list` shows them")
     parser.add_argument("options", metavar="KEY=VALUE", nargs="*", help="the task's own, such as upsample=false")
+    quantize_argument(parser)
+    parser.add_argument("--low-inputs", action="store_true", help="round what enters packed weights too")
     parser.add_argument("--data", type=Path, metavar="FILE", help="own cases, one JSON object a line")
     parser.add_argument("--count", type=whole(1, 100_000), default=200, help="cases (default: 200)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the report with every case as JSON")
@@ -358,55 +382,6 @@ def _journal(args: Arguments) -> Path | None:
     return args.out.with_name(f"{args.out.name}.part") if args.out is not None and args.data is not None else None
 
 
-SUBJECTS = {
-    "language": "beside transformers",
-    "understanding": "media, beside transformers",
-    "generation": "beside diffusers",
-    "decoding": "drafts and blocks, beside plain decoding of --model (default: tiny-text)",
-    "architectures": "a study: sparse and dense layers, attention and hybrids, trained alike",
-}
-
-
-def _bench_arguments(parser: Parser) -> None:
-    parser.add_argument("subject", choices=list(SUBJECTS), help="; ".join(f"{k}: {v}" for k, v in SUBJECTS.items()))
-    parser.add_argument("--quick", action="store_true", help="fewer turns and shorter prompts, or runs")
-    parser.add_argument("--threads", type=whole(1, 1024), default=2, help="of both sides (default: 2)")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="architectures: folder of its runs, which can go on")
-    parser.add_argument("--sizes", help="generation: ours alone at published sizes, such as nano, on --device")
-    parser.add_argument("--plot", type=Path, metavar="PNG", help="decoding: a picture of speeds and scores")
-
-
-def _bench(args: Arguments) -> Any:
-    for name, subject in (("sizes", "generation"), ("plot", "decoding"), ("out", "architectures")):
-        if getattr(args, name) is not None and args.subject != subject:
-            raise UsageError(f"--{name} belongs to {subject}, not to {args.subject}")
-    if args.subject == "architectures":
-        return _bench_architectures(args)
-    from omni import bench, bench_decoding, bench_generation, bench_understanding
-
-    measures = {
-        "language": (bench.bench_language, {}),
-        "understanding": (bench_understanding.bench_understanding, {}),
-        "generation": (bench_generation.bench_generation, {"device": args.device, "sizes": args.sizes}),
-        "decoding": (bench_decoding.bench_decoding, {"model": args.model or "tiny-text", "plot": args.plot}),
-    }
-    measure, own = measures[args.subject]
-    report = measure(quick=args.quick, seed=args.seed, threads=args.threads, **own)
-    say(args, bench.table(report))
-    return report.as_dict()
-
-
-def _bench_architectures(args: Arguments) -> Any:
-    """Always on one thread: runs are compared by the processor's time, and the machine's other cores stay free."""
-    from omni.studies.architectures import planned, study
-    from omni.studies.report import markdown
-
-    plan = planned(quick=args.quick, seed=args.seed)
-    report = study(args.out or Path("runs/architectures-quick" if args.quick else "runs/architectures"), plan)
-    say(args, markdown(report))
-    return report
-
-
 def _info_arguments(parser: Parser) -> None:
     parser.add_argument("name", metavar="MODEL", nargs="?", help="preset, local folder or hub id (default: --model)")
     parser.add_argument("--memory", metavar="SIZE", help="say whether it fits, such as 24GiB")
@@ -441,6 +416,46 @@ def _convert(args: Arguments) -> Any:
     return {"model": str(folder)}
 
 
+def _quantize_arguments(parser: Parser) -> None:
+    parser.add_argument("source", metavar="MODEL", help="shipped name, local folder or hub id")
+    parser.add_argument("-o", "--out", type=Path, required=True, help="folder to write")
+    parser.add_argument("--format", choices=LOW, required=True, help="of the large matrices; mixed: NVFP4 and FP8")
+    parser.add_argument("--four-over-six", action="store_true", help="NVFP4: blocks whose largest is 4 or 6, as suits")
+    help = "samples that scales of activations are made from (default: 0, weights alone are quantised)"
+    parser.add_argument("--calibrate", type=whole(0, 100_000), default=0, metavar="N", help=help)
+    parser.add_argument("--texts", type=Path, metavar="FILE", help="read its lines instead of samples of our own")
+    parser.add_argument("--keep", action="append", default=[], metavar="PATTERN", help="weights that stay as they are")
+    parser.add_argument("--also", action="append", default=[], metavar="PATTERN", help="further linear layers")
+    parser.add_argument("--kv-cache", action="store_true", help="have keys and values kept in FP8 too")
+    parser.add_argument("--base", metavar="NAME", help="folder beside OUT; only what differs from it is written")
+
+
+def _quantize(args: Arguments) -> Any:
+    if args.four_over_six and args.format == "fp8":
+        raise UsageError("--four-over-six belongs to NVFP4: --format nvfp4 or mixed")
+    texts = _lines(args.texts) if args.texts is not None else []
+    from omni.quantize import quantize
+
+    options = {"six_or_four": args.four_over_six, "calibrate": args.calibrate, "texts": texts, "keep": args.keep}
+    options |= {"also": args.also, "kv_cache": args.kv_cache, "base": args.base, "seed": args.seed}
+    done = quantize(args.source, args.out, args.format, **options)
+    formats = ", ".join(f"{count} in {name}" for name, count in done["formats"].items())
+    before, after = done["bytes"]["before"], done["bytes"]["after"]
+    say(args, f"{done['model']}: {formats}; {before / 1e6:.1f} MB became {after / 1e6:.1f} MB")
+    return done
+
+
+def _lines(path: Path) -> list[str]:
+    """The lines of a text that say something."""
+    try:
+        found = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is not a readable text: {error}") from None
+    if not found:
+        raise UsageError(f"{path} holds no text")
+    return found
+
+
 COMMANDS = {
     "ask": Command("answer questions about a picture, PDF, video or recording", _ask_arguments, _ask),
     "chat": Command("talk in the terminal, or answer one message", _chat_arguments, _chat),
@@ -450,8 +465,9 @@ COMMANDS = {
     "world": WORLD,
     "train": Command("run or resume a training recipe", _train_arguments, _train),
     "eval": Command("measure a model on a task", _eval_arguments, _eval, None),
-    "bench": Command("measure speed beside the reference implementation", _bench_arguments, _bench, None),
+    "bench": BENCH,
     "info": Command("parts, parameters and memory of a model", _info_arguments, _info),
     "compress": COMPRESS,
     "convert": Command("write a checkpoint in another layout or type", _convert_arguments, _convert),
+    "quantize": Command("write a checkpoint in eight or four bits", _quantize_arguments, _quantize),
 }

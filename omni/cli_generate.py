@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from omni.cli_tools import Arguments, Command, Parser, UsageError, given, load, number, say, whole
+from omni.cli_tools import Arguments, Command, Parser, UsageError, given, load, number, quantize_argument, say, whole
 
 WALK = ("steps", "guidance", "interval", "shift", "eta", "solver", "grid")
 MAX_JSON = 16 << 20  # bytes of a file of prompts or actions
@@ -99,6 +99,7 @@ def _names(args: Arguments) -> list[Path]:
 
 def _draw_arguments(parser: Parser) -> None:
     parser.add_argument("prompt", metavar="PROMPT", help="what to draw; @FILE reads it, also a structured one as JSON")
+    quantize_argument(parser)
     parser.add_argument("-o", "--out", type=Path, default=Path("out.png"), help="PNG to write (default: out.png)")
     parser.add_argument("--edit", metavar="FILE", help="picture to change, as the prompt says")
     parser.add_argument(
@@ -159,6 +160,7 @@ def _animate_arguments(parser: Parser) -> None:
         nargs="+",
         help="a picture to begin with or a video to go on from, if any; what happens (@FILE reads it, also as JSON)",
     )
+    quantize_argument(parser)
     parser.add_argument("-o", "--out", type=Path, default=Path("out.mp4"), help="mp4 to write (default: out.mp4)")
     parser.add_argument("--frames", type=whole(1, 100_000), help="(default: the model's)")
     parser.add_argument("--fps", type=number(0.1, 1000), help="frames a second (default: the model's)")
@@ -320,6 +322,7 @@ _ROBOT = ("chunk", "fps", "tier", "viewpoint", "raw")
 def _act_arguments(parser: Parser) -> None:
     parser.add_argument("image", metavar="FILE", help="what the robot sees")
     parser.add_argument("prompt", metavar="INSTRUCTION", help="what it is to do")
+    quantize_argument(parser)
     parser.add_argument("-o", "--out", type=Path, metavar="JSON", help="file for the actions (default: print them)")
     parser.add_argument("--state", type=_floats, metavar="A,B", help="the robot's state, where the policy wants it")
     parser.add_argument("--video", type=Path, metavar="MP4", help="write the video that the policy expects")
@@ -362,6 +365,7 @@ def _world_arguments(parser: Parser) -> None:
     parser.add_argument("source", metavar="FILE", help="a picture to act in, or a video whose actions are asked for")
     parser.add_argument("prompt", metavar="INSTRUCTION", nargs="?", default="", help="what is done")
     parser.add_argument("--actions", type=Path, metavar="JSON", help="list of actions: imagine where they lead")
+    quantize_argument(parser)
     parser.add_argument("-o", "--out", type=Path, help="mp4, or JSON of actions (default: out.mp4; print actions)")
     _robot_arguments(parser)
 

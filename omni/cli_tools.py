@@ -4,6 +4,9 @@ import argparse
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+LOW = ("fp8", "nvfp4", "mixed")
+"""Names of low precision, see :mod:`omni.quantization.plans`."""
+
 Parser = argparse.ArgumentParser
 Arguments = argparse.Namespace
 
@@ -46,10 +49,17 @@ def number(low: float, high: float) -> Callable[[str], float]:
     return parse
 
 
+def quantize_argument(parser: Parser) -> None:
+    """``--quantize``, for the commands whose model :func:`load` loads."""
+    help = "keep the large matrices packed in memory: fp8, nvfp4 or mixed (default: as the checkpoint is)"
+    parser.add_argument("--quantize", choices=LOW, metavar="FORMAT", help=help)
+
+
 def load(args: Arguments) -> Any:
     import omni
 
-    return omni.load(args.model, device=args.device)
+    low = {name: getattr(args, name) for name in ("quantize", "low_inputs") if getattr(args, name, None)}
+    return omni.load(args.model, device=args.device, **low)
 
 
 def given(args: Arguments, *names: str) -> dict[str, Any]:

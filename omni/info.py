@@ -7,6 +7,7 @@ table(description)                                      ->  text for a terminal
 import io
 import re
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +17,8 @@ from torch import Tensor
 
 from omni.cache import cache_bytes
 from omni.config import LETTERS, OmniConfig, TowerConfig
-from omni.families import find_config, find_preset
+from omni.families import find_config, find_preset, stored
+from omni.families.locate import find_folder
 from omni.model import Omni
 
 CHUNK = 2048  # tokens of a prompt that are read at once (as the pipelines do)
@@ -78,6 +80,7 @@ class Description:
     active: int
     active_without_vocabulary: int
     storage: dict[str, int]
+    stored: dict[str, int]  # bytes of a checkpoint's files by format; empty of a preset, which is sizes alone
     state: State
     estimate: Estimate
     defaults: dict[str, Any]
@@ -116,10 +119,16 @@ def describe(
         active=active,
         active_without_vocabulary=active - vocabulary,
         storage={format: weight_bytes(state, format) for format in BITS},
+        stored={} if preset else _stored(find_folder(name)),
         state=sequence_state(config),
         estimate=estimate(config, state, context, batch, dtype, parse_size(memory)),
         defaults=_defaults(config),
     )
+
+
+def _stored(folder: Path) -> dict[str, int]:
+    """Of a folder that has weights beside its configuration."""
+    return stored(folder) if any(folder.rglob("*.safetensors")) else {}
 
 
 # -- parameters ------------------------------------------------------------------------------------------------------
@@ -313,6 +322,10 @@ def _memory_table(d: Description) -> Table:
     e = d.estimate
     rows = Table("", box=None)
     rows.add_column("size", justify="right")
+    for format, size in d.stored.items():
+        rows.add_row(f"stored in {format}", readable(size))
+    if d.stored:
+        rows.add_row("stored together", readable(sum(d.stored.values())))
     for format, size in d.storage.items():
         rows.add_row(f"weights in {format}", readable(size))
     rows.add_row("keys and values, a token", readable(d.state.kv_per_token))

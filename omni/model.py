@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from omni.cache import Cache
+from omni.cache import EXACT, Cache, CacheFormat
 from omni.config import OmniConfig, SoundConfig
 from omni.decoders.flow import State
 from omni.decoders.heads import ActionHead, LatentHead, SoundHead, TokenHead
@@ -31,7 +31,7 @@ from omni.encoders.reduction import retention_mask
 from omni.encoders.vision import Features
 from omni.inputs import Inputs, Piece, media_positions, media_runs, pieces_of
 from omni.kernels.linear import project
-from omni.layers import wide
+from omni.layers import Linear, wide
 from omni.mtp import MTP
 from omni.streams import Heads, Scene
 from omni.tokenizers.latent import PatchCodec
@@ -49,10 +49,11 @@ class Omni(nn.Module):
         self.config = config
         self.tokenizer: Any = None  # set by whoever loads the model, as is the folder it came from
         self.folder: Path | None = None
+        self.cache_format = EXACT  # of new caches; a quantised checkpoint may ask for another
         d = config.context.d_model
         self.embed = nn.Embedding(config.vocab_size, d)
         self.context = Tower(config.context)
-        self.head = None if config.tie_embeddings else nn.Linear(d, config.vocab_size, bias=False)
+        self.head = None if config.tie_embeddings else Linear(d, config.vocab_size, bias=False)
         self.mtp = MTP(config.mtp, config.context) if config.mtp else None
         self.vision = build_vision(config.vision) if config.vision else None
         self.projector = Connector(config.vision, d) if config.vision else None
@@ -79,9 +80,9 @@ class Omni(nn.Module):
 
     # -- understanding -------------------------------------------------------------------------------------------------
 
-    def new_cache(self, batch: int, capacity: int = 0) -> Cache:
-        """An empty cache of the context tower with room for ``capacity`` tokens a row."""
-        return self.context.new_cache(batch, capacity)
+    def new_cache(self, batch: int, capacity: int = 0, format: CacheFormat | None = None) -> Cache:
+        """An empty cache of the context tower with room for ``capacity`` tokens a row; ``format`` None: the model's."""
+        return self.context.new_cache(batch, capacity, format or self.cache_format)
 
     def logits(self, inputs: Tensor | Inputs, cache: Cache | None = None, last_only: bool = False) -> Tensor:
         """Next-token logits, float32: (b, n, v), or (b, 1, v) of each row's last real token.
@@ -140,7 +141,7 @@ class Omni(nn.Module):
 
     def predict(self, hidden: Tensor) -> Tensor:
         """Hidden (..., d) -> logits (..., v) in float32 (float64 where the weights are)."""
-        logits = project(hidden, self.head.weight if self.head is not None else self.embed.weight)
+        logits = self.head(hidden) if self.head is not None else project(hidden, self.embed.weight)
         return logits.to(wide(logits.dtype))
 
     # -- media ---------------------------------------------------------------------------------------------------------

@@ -179,6 +179,29 @@ class PredictPlan:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FourBitPlan:
+    """Products of the towers' layers in NVFP4 while they are trained (:mod:`omni.quantization.training`).
+
+    The first and last blocks of each tower stay high, and the modules that ``keep`` names; None: those of the published
+    recipes. From the share ``high_from`` of all steps on the forward pass is high.
+    """
+
+    keep_first: int = 0
+    keep_last: int = 1
+    keep: tuple[str, ...] | None = None
+    high_from: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check(self, "keep_first", 0, whole=True)
+        _check(self, "keep_last", 0, whole=True)
+        _check(self, "high_from", 0, 1)
+        names = self.keep if isinstance(self.keep, (list, tuple)) else () if self.keep is None else (None,)
+        right = all(isinstance(name, str) for name in names)
+        _require(right, f"FourBitPlan.keep is {self.keep!r}; it must be a list of names of modules")
+        object.__setattr__(self, "keep", None if self.keep is None else tuple(names))
+
+
+@dataclass(frozen=True, kw_only=True)
 class SensePlan:
     """Clips, recordings, films or still pictures: ``size`` rows with up to ``questions`` each.
 
@@ -472,6 +495,7 @@ class Recipe:
     metadata: dict[str, Any] = field(default_factory=dict)
     predict: PredictPlan | None = None  # of the block that drafts
     teach: TeachPlan | None = None  # of a model that was made smaller
+    four_bits: FourBitPlan | None = None
 
     def __post_init__(self) -> None:
         _require(len(self.stages) > 0, "a recipe needs at least one stage")
@@ -531,10 +555,9 @@ def load_recipe(path: str | Path, preset: str | None = None, overrides: dict[str
     stages = plain.get("stages", [])
     _require(isinstance(stages, list), f"stages is {stages!r}; it must be a list")
     plain["stages"] = tuple(_stage(stage) for stage in stages)
-    if plain.get("predict") is not None:
-        plain["predict"] = _build(PredictPlan, plain["predict"])
-    if plain.get("teach") is not None:
-        plain["teach"] = _build(TeachPlan, plain["teach"])
+    for name, plan in (("predict", PredictPlan), ("teach", TeachPlan), ("four_bits", FourBitPlan)):
+        if plain.get(name) is not None:
+            plain[name] = _build(plan, plain[name])
     plain = {k: tuple(v) if k in ("betas", "frozen") and isinstance(v, list) else v for k, v in plain.items()}
     return _build(Recipe, plain)
 

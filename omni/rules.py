@@ -7,6 +7,9 @@
     Drop("{rest}.rotary_emb.inv_freq", "recomputed")                                 ignored on load, absent on export
     Alias("model.{rest}", "backbone.{rest}")                                         another spelling, on load only
 
+A weight that is kept packed is several tensors: those of :data:`PARTS`, under the name of its module or stack. They go
+where the weight itself would.
+
 ``{i}`` stands for a number and may be scaled and shifted where one published layer is several of ours: ``{2i+1}``.
 ``{rest}`` stands for anything.
 """
@@ -16,6 +19,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
+
+PARTS = ("codes", "block_scale", "tensor_scale", "input_scale", "k_scale", "v_scale")
+"""Endings of what a packed weight consists of (:mod:`omni.quantization`), and of the scales of keys and values."""
 
 _PLACEHOLDER = re.compile(r"\{(\d*)([a-z]+)(?:\+(\d+))?\}")
 
@@ -248,6 +254,17 @@ def prefixed(rules: Iterable[Rule], published: str = "", ours: str = "") -> tupl
     return tuple(changed)
 
 
+def stem_of(name: str) -> str:
+    """The module or stack whose weight ``name`` is."""
+    return name.removesuffix(".weight")
+
+
+def split_part(name: str) -> tuple[str, str]:
+    """The name of a module or stack, and which of :data:`PARTS`; ``""`` for another tensor, which keeps its name."""
+    stem, _, part = name.rpartition(".")
+    return (stem, part) if part in PARTS else (name, "")
+
+
 class Table:
     """Rules ready for use. The first rule that knows a name decides."""
 
@@ -259,6 +276,10 @@ class Table:
 
     def to_ours(self, name: str) -> Place | Drop | None:
         """Where a published tensor goes; None when no rule knows it."""
+        stem, part = split_part(name)
+        if part:
+            place = self.to_ours(f"{stem}.weight")
+            return Place(f"{stem_of(place.name)}.{part}", place.index) if isinstance(place, Place) else place
         for alias in self.aliases:
             name = alias.apply(name)
         for rule in self.maps:
@@ -274,6 +295,10 @@ class Table:
 
     def to_published(self, name: str, shape: Sequence[int]) -> list[tuple[str, Index]] | None:
         """Published names of our tensor, with what each one holds of it; None when no rule knows it."""
+        stem, part = split_part(name)
+        if part:
+            names = self.to_published(f"{stem}.weight", shape) or self.to_published(stem, shape)
+            return None if names is None else [(f"{stem_of(published)}.{part}", index) for published, index in names]
         for rule in self.maps:
             names = rule.to_published(name, shape)
             if names is not None:

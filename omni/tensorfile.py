@@ -98,11 +98,12 @@ def read_header(path: Path) -> dict[str, Entry]:
         size = path.stat().st_size
         with path.open("rb") as file:
             start = file.read(8)
-            _refuse_pickle(path, start)
             if len(start) < 8:
+                _refuse_pickle(path, start)
                 raise CheckpointError(f"{path} has {size} bytes: too short for a safetensors file")
             (length,) = struct.unpack("<Q", start)
             if length > min(MAX_HEADER, size - 8):
+                _refuse_pickle(path, start)  # only now: a header of 640 bytes begins as a pickle does
                 raise CheckpointError(
                     f"{path}: the header claims {length} bytes; the file has {size} and at most {MAX_HEADER} are read"
                 )

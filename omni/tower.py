@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from omni.cache import Cache, CacheError
+from omni.cache import EXACT, Cache, CacheError, CacheFormat
 from omni.config import TowerConfig
 from omni.kernels.groups import Groups
 from omni.layers import Modulation, RMSNorm, Rotary, build_time, wide
@@ -63,10 +63,17 @@ class Tower(nn.Module):
         rotary = attention is not None and attention.rotary is not None
         self.rotary = Rotary(attention.head_dim, attention.rotary) if rotary else None
 
-    def new_cache(self, batch: int, capacity: int = 0) -> Cache:
+    def new_cache(self, batch: int, capacity: int = 0, format: CacheFormat = EXACT) -> Cache:
         """An empty cache of this tower, in the dtype and on the device of its weights."""
         weight = self.norm.weight
-        return Cache.new(self.config, batch, capacity, weight.dtype, weight.device)
+        scales = self._kv_scales() if format.kv == "fp8" else None
+        return Cache.new(self.config, batch, capacity, weight.dtype, weight.device, format, scales)
+
+    def _kv_scales(self) -> dict[int, tuple[float, float]]:
+        """Scales of keys and values that a checkpoint came with, by layer."""
+        layers = [(i, block.mixer) for i, block in enumerate(self.blocks) if block.letter == "*"]
+        held = {i: (getattr(m.k_proj, "k_scale", None), getattr(m.v_proj, "v_scale", None)) for i, m in layers}
+        return {i: tuple(1.0 if s is None else float(s) for s in pair) for i, pair in held.items()}
 
     def forward(
         self,

@@ -79,7 +79,7 @@ from omni.training_diffusion import DiffusionLosses
 from omni.training_drafts import DraftLosses
 from omni.training_lessons import Lessons
 from omni.training_models import Source, check_plans, is_preset, learn_embodiments, opened
-from omni.training_parts import Average, Linker, Pointer, load_weights
+from omni.training_parts import Average, Linker, Pointer, in_four_bits, load_weights
 from omni.training_steps import Steps, encoding
 from omni.training_student import Distillation, student_config
 from omni.training_worlds import WorldLosses, read_prompts
@@ -130,6 +130,7 @@ class OmniTraining(L.LightningModule):
         self._check_pointer()
         for part in self._frozen():
             part.requires_grad_(False)
+        self.clock = in_four_bits(model, recipe)
 
     def training_step(self, batch: dict[str, Any], index: int) -> Tensor:
         for part in self._frozen():
@@ -377,6 +378,9 @@ class OmniTraining(L.LightningModule):
         # Noise follows the step, not the history of the run: a resumed run draws what the first would have drawn.
         step = self.recipe.seed * 1_000_003 + self.global_step
         torch.manual_seed(step * self.trainer.world_size + self.trainer.global_rank)
+        if self.clock is not None:
+            self.clock.step = self.global_step
+            self.clock.high_forward = self.global_step >= self.recipe.four_bits.high_from * self.recipe.steps
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """The step, and what follows every step: router biases and averages, before a checkpoint can be written."""

@@ -25,6 +25,7 @@ from omni.families import INDICES, base_folder, compute_dtype, families, load_fo
 from omni.families.convert import COPIED
 from omni.families.locate import find_folder
 from omni.model import Omni
+from omni.quantization.modules import packed_weights
 from omni.recipe import DiffusePlan, Recipe
 from omni.tokenizers.action import embodiment as embodiment_of
 
@@ -66,6 +67,8 @@ def opened(name: str) -> tuple[Omni, Source]:
     model = load_folder(folder)
     if model.tokenizer is None:
         raise ValueError(f"{folder} has no tokenizer; training needs one")
+    if packed_weights(model):
+        raise ValueError(f"{folder} is quantised; train the checkpoint that it was made from")
     source = Source(folder, family.name, model.dtype, compute_dtype(folder))
     return model.float().train(), source  # routers balance their experts in training only
 

@@ -12,6 +12,8 @@ from omni import losses
 from omni.encoders.vision import VisionEncoder
 from omni.mixers.layout import Layout
 from omni.model import Omni
+from omni.quantization.training import HIGH, Clock, train_in_four_bits
+from omni.recipe import Recipe
 
 
 class Pointer:
@@ -106,6 +108,15 @@ class Average(nn.Module):
     def weights(self) -> dict[str, Tensor]:
         """The averaged state dict."""
         return {n.replace("/", "."): b for n, b in self.named_buffers() if n != "updates"}
+
+
+def in_four_bits(model: Omni, recipe: Recipe) -> Clock | None:
+    """Swap what the recipe trains in four bits; the clock of its rounding, None where the recipe asks for none."""
+    plan = recipe.four_bits
+    if plan is None:
+        return None
+    keep = HIGH if plan.keep is None else plan.keep
+    return train_in_four_bits(model, keep_first=plan.keep_first, keep_last=plan.keep_last, keep=keep, seed=recipe.seed)
 
 
 def load_weights(module: nn.Module, source: str | Path) -> None:

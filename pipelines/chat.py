@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from omni.cache import CacheFormat
 from omni.decoders.autoregressive import Event, Row, generate
 from omni.decoders.block_diffusion import Denoising, diffuse, diffuse_lossless
 from omni.decoders.budget import ReasoningBudget
@@ -93,10 +94,13 @@ class Chat:
     """``Chat(model)(messages) -> Reply``. ``chunk`` bounds the tokens of a prompt that are read at once.
 
     ``rollback`` is for drafts that do not hold: "replay" the recurrent states of those that do, or keep a "snapshot"
-    behind each, which takes more memory.
+    behind each, which takes more memory. ``cache``: what it is kept in, such as "fp8" or "fp8+float16"
+    (:class:`omni.cache.CacheFormat`); default: the model's own, which is exact unless its checkpoint says otherwise.
     """
 
-    def __init__(self, model: Omni, chunk: int = CHUNK, rollback: str = "replay") -> None:
+    def __init__(
+        self, model: Omni, chunk: int = CHUNK, rollback: str = "replay", cache: str | CacheFormat | None = None
+    ) -> None:
         if model.tokenizer is None:
             raise ValueError("this model was loaded without a tokenizer; a chat needs one")
         if chunk < 1:
@@ -106,6 +110,7 @@ class Chat:
         self.model = model
         self.chunk = chunk
         self.rollback = rollback
+        self.cache = CacheFormat.of(cache) if isinstance(cache, str) else cache
         self._kept: Kept | None = None
 
     @classmethod
@@ -258,15 +263,15 @@ class Chat:
         """What reads, the loop over it, and of each row the counts that its usage tells."""
         room = rows[0].max_new_tokens
         if way is None:
-            reader = Reader(self.model, inputs, kept, room)
+            reader = Reader(self.model, inputs, kept, room, self.cache)
             return reader, generate(reader.read(self.chunk), rows, reader.step, reader.keep), [{} for _ in rows]
         if isinstance(way, DraftLength):
             drafts = [Acceptance() for _ in rows]
-            reader = DraftingReader(self.model, inputs, kept, room, self.rollback)
+            reader = DraftingReader(self.model, inputs, kept, room, self.rollback, self.cache)
             events = speculate(reader.read(self.chunk), rows, reader, way, drafts)
             return reader, events, [{"drafts": own} for own in drafts]
         took = [Denoising() for _ in rows]
-        reader = DiffusingReader(self.model, inputs, kept, room, self.rollback, way.ablate)
+        reader = DiffusingReader(self.model, inputs, kept, room, self.rollback, way.ablate, self.cache)
         logits = reader.read(self.chunk)
         if way.lossless:
             events = diffuse_lossless(logits, rows, reader, way.unmasking, took)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from omni.cache import Cache, MambaSlot
+from omni.cache import Cache, CacheFormat, MambaSlot
 from omni.decoders.block_diffusion import Unmasking
 from omni.inputs import Inputs
 from omni.model import Omni
@@ -84,8 +84,9 @@ class DiffusingReader(Reader):
         answer: int,
         rollback: str = "replay",
         ablate: Collection[str] = (),
+        format: CacheFormat | None = None,
     ) -> None:
-        super().__init__(model, inputs, kept, answer)
+        super().__init__(model, inputs, kept, answer, format)
         if rollback not in ROLLBACKS:
             raise ValueError(f"rollback is {rollback!r}; known: {', '.join(ROLLBACKS)}")
         self.mask = model.tokens.mask

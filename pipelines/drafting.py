@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from omni.cache import CacheFormat
 from omni.inputs import Inputs
 from omni.model import Omni
 from omni.pipelines.reader import Drafts, Kept, Reader
@@ -35,8 +36,16 @@ class _Pending(NamedTuple):
 class DraftingReader(Reader):
     """A :class:`Reader` that drafts. ``rollback``: how recurrent states go back, see :class:`omni.cache.Cache`."""
 
-    def __init__(self, model: Omni, inputs: Inputs, kept: Kept | None, answer: int, rollback: str = "replay") -> None:
-        super().__init__(model, inputs, kept, answer)
+    def __init__(
+        self,
+        model: Omni,
+        inputs: Inputs,
+        kept: Kept | None,
+        answer: int,
+        rollback: str = "replay",
+        format: CacheFormat | None = None,
+    ) -> None:
+        super().__init__(model, inputs, kept, answer, format)
         if rollback not in ROLLBACKS:
             raise ValueError(f"rollback is {rollback!r}; known: {', '.join(ROLLBACKS)}")
         self.snapshots = rollback == "snapshot"
@@ -128,13 +137,13 @@ class DraftingReader(Reader):
 
 
 def draft_cost(model: Omni) -> float:
-    """Weights that one drafted token reads, as a share of those that a pass of the model reads for one token."""
+    """Bytes of weights that a drafted token reads, as a share of those that a pass of the model reads for one token."""
     config, touched = model.config, {"context": 0.0, "mtp": 0.0, "head": 0.0}
-    for name, weight in model.named_parameters():
+    for name, weight in model.state_dict().items():
         top = name.split(".")[0]
         if top in touched:
             moe = config.context.moe
             share = moe.n_active_experts / moe.n_experts if ".experts." in name else 1.0
-            touched[top] += weight.numel() * share
-    head = touched["head"] or model.embed.weight.numel()
+            touched[top] += weight.nbytes * share
+    head = touched["head"] or model.embed.weight.nbytes
     return (touched["mtp"] + head) / (touched["context"] + head)

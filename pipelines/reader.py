@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor
 
-from omni.cache import Cache
+from omni.cache import Cache, CacheFormat
 from omni.decoders.autoregressive import prefill, spans
 from omni.inputs import Inputs, media_runs
 from omni.model import Omni
@@ -56,13 +56,15 @@ def _equal(a: Tensor | None, b: Tensor | None) -> bool:
 class Reader:
     """The model and its cache, as the callables that the loop wants; remembers what the cache has read."""
 
-    def __init__(self, model: Omni, inputs: Inputs, kept: Kept | None, answer: int) -> None:
+    def __init__(
+        self, model: Omni, inputs: Inputs, kept: Kept | None, answer: int, format: CacheFormat | None = None
+    ) -> None:
         self.model = model
         self.inputs = inputs
         rows, n = inputs.input_ids.shape
         self.reused = 0 if kept is None else len(kept.ids)
         self._known = None if kept is None else kept.inputs
-        self.cache = model.new_cache(rows, n + min(answer, RESERVE)) if kept is None else kept.cache
+        self.cache = model.new_cache(rows, n + min(answer, RESERVE), format) if kept is None else kept.cache
         self.fed: list[int] = [] if kept is None else list(kept.ids)  # of the first row
 
     @torch.inference_mode()

@@ -161,7 +161,11 @@ def test_links_out_of_the_folder_are_refused(folder, tmp_path):
         ('{"model_type": "llama"}', "'llama'"),
         ('{"model_type": "omni"}', 'no object under "omni"'),
         ('{"model_type": "omni", "omni": {"colour": 1}}', "colour"),
-        ('{"model_type": "nemotron_h", "quantization_config": {"quant_algo": "NVFP4"}}', "quantised .NVFP4."),
+        ('{"model_type": "nemotron_h", "quantization_config": {"quant_algo": "INT4"}}', "quant_algo is 'INT4'; known"),
+        (
+            '{"model_type": "nemotron_h", "quantization_config": {"quant_method": "awq"}}',
+            "quant_method is 'awq'; known",
+        ),
         ("[" * 200_000, "nested too deeply"),
     ],
 )

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from omni import __version__
 from omni.assets import shipped
 from omni.checkpoint import CheckpointError, find_tensors, inside, load_weights, save_weights
 from omni.config import ConfigError, OmniConfig, replace
@@ -23,6 +24,11 @@ from omni.families.base import Family, Preset
 from omni.families.base_folder import base_of, changed
 from omni.families.locate import ModelNotFound, find_folder
 from omni.model import Omni
+from omni.quantization.loading import make_places, quantise_entries, schemes_of, settle
+from omni.quantization.modules import set_low_inputs
+from omni.quantization.plans import choose
+from omni.quantization.published import Scheme, canonical, merged, read_scheme
+from omni.rules import Rule, split_part
 from omni.tensorfile import Entry, read_json, write_json
 
 DTYPES = {
@@ -99,9 +105,7 @@ def family_of(plain: dict[str, Any], where: str) -> Family:
 def read_folder(folder: Path) -> tuple[Family, OmniConfig]:
     """Family and configuration of a checkpoint folder, with the defaults of its generation_config.json."""
     plain = _read_plain(folder)
-    if plain.get("quantization_config") or (folder / "hf_quant_config.json").exists():
-        method = (plain.get("quantization_config") or {}).get("quant_algo", "see hf_quant_config.json")
-        raise CheckpointError(f"{folder} is quantised ({method}); load the BF16 checkpoint of the same model")
+    plain.pop("quantization_config", None)  # says how weights are stored: see _scheme
     family = family_of(plain, str(folder))
     config = family.to_config(plain)
     if family.read_media is not None:
@@ -149,7 +153,13 @@ def find_config(name_or_path: str | os.PathLike) -> OmniConfig:
     return known.config if known else read_folder(find_folder(name_or_path))[1]
 
 
-def load(name_or_path: str | os.PathLike, device: str = "auto", dtype: Any = "auto") -> Omni:
+def load(
+    name_or_path: str | os.PathLike,
+    device: str = "auto",
+    dtype: Any = "auto",
+    quantize: str | None = None,
+    low_inputs: bool = False,
+) -> Omni:
     """Load a model with its weights and, where the folder has one, its tokenizer.
 
     Args:
@@ -157,25 +167,81 @@ def load(name_or_path: str | os.PathLike, device: str = "auto", dtype: Any = "au
         device: ``"auto"`` is the GPU where there is one.
         dtype: ``"auto"`` keeps the types of the file, or takes the ``compute_dtype`` of its config.json where there is
             one; otherwise a torch dtype or its name.
+        quantize: ``"fp8"``, ``"nvfp4"`` or ``"mixed"``: the large matrices are quantised as they are read and stay
+            packed in memory (:mod:`omni.quantization.plans`). A checkpoint that is quantised stays as it is.
+        low_inputs: also round what enters packed weights to their formats, as hardware with eight or four bits does.
 
     Raises:
         CheckpointError, ConfigError (both ValueError): one message that says what is wrong, before memory is taken.
     """
     folder = _folder_with_weights(name_or_path)
-    return load_folder(folder, pick_device(device), pick_dtype(dtype) or compute_dtype(folder))
+    model = load_folder(folder, pick_device(device), pick_dtype(dtype) or compute_dtype(folder), quantize)
+    set_low_inputs(model, low_inputs)
+    return model
 
 
-def load_folder(folder: Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> Omni:
-    """The model of a checkpoint folder; ``dtype`` None keeps the types of the file."""
+def load_folder(
+    folder: Path,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    quantize: str | None = None,
+    *,
+    keep: Iterable[str] = (),
+    also: Iterable[str] = (),
+    six_or_four: bool = False,
+) -> Omni:
+    """The model of a checkpoint folder; ``dtype`` None keeps the types of the file.
+
+    ``quantize``: as for :func:`load`; ``keep`` and ``also`` are as for :func:`omni.quantization.plans.choose`,
+    ``six_or_four`` as for :func:`omni.quantization.formats.encode`.
+    """
+    scheme, where = find_scheme(folder), str(folder)
     family, config = read_folder(folder)
-    base = base_folder(folder)
-    entries = {**(find_parts(base, family) if base else {}), **find_parts(folder, family)}
+    base, rules = base_folder(folder), family.rules(config)
+    entries, held = canonical(_entries(folder, base, family), scheme, where)
     with torch.device("meta"):
         model = Omni(config)
-    load_weights(model, entries, family.rules(config), device=device, dtype=dtype, where=str(folder))
+    found, given = make_places(model, entries, held, rules, where), {}
+    if quantize is not None:
+        if found:
+            raise CheckpointError(f"{where} is quantised already; quantize={quantize!r} is for one that is not")
+        formats = choose({name: t.shape for name, t in model.state_dict().items()}, quantize, keep, also)
+        own = {"device": device, "where": where, "six_or_four": six_or_four}
+        entries, given = quantise_entries(model, entries, rules, formats, **own)
+    load_weights(model, entries, rules, device=device, dtype=dtype, where=where, given=given)
+    settle(model, found)
+    if scheme is not None and scheme.kv_cache:
+        model.cache_format = replace(model.cache_format, kv="fp8")
     model.tokenizer, model.folder = _tokenizer(folder) or (_tokenizer(base) if base else None), folder
     model.config = _with_placeholders(config, model.tokenizer)
     return model.eval()
+
+
+def find_scheme(folder: Path) -> Scheme | None:
+    """What a folder, or else its base, says of its low precision; None where it is stored high."""
+    for place in filter(None, (folder, base_folder(folder))):
+        extra = place / "hf_quant_config.json"
+        scheme = read_scheme(_read_plain(place), read_json(extra) if extra.exists() else None, str(place))
+        if scheme is not None:
+            return scheme
+    return None
+
+
+def stored(folder: Path) -> dict[str, int]:
+    """Bytes of a checkpoint's weights, those of its base included, by what they are stored in."""
+    family, _ = read_folder(folder)
+    entries, held = canonical(_entries(folder, base_folder(folder), family), find_scheme(folder), str(folder))
+    found: dict[str, int] = {}
+    for name, entry in entries.items():
+        own = held.get(split_part(name)[0])
+        kind = own.format.name if own else str(entry.dtype).removeprefix("torch.")
+        found[kind] = found.get(kind, 0) + entry.nbytes
+    return dict(sorted(found.items(), key=lambda item: -item[1]))
+
+
+def _entries(folder: Path, base: Path | None, family: Family) -> dict[str, Entry]:
+    own = find_parts(folder, family)
+    return own if base is None else merged(find_parts(base, family), own)
 
 
 def base_folder(folder: Path) -> Path | None:
@@ -297,7 +363,18 @@ def save(
         for name, content in chosen.write_media(model.config).items():
             write_json(folder / name, content)
     save_weights(state, folder, chosen.rules(model.config), shard_bytes=shard_bytes, dtype=wanted, stem=chosen.stem)
+    _write_scheme(model, chosen.rules(model.config), folder, plain)
     write_json(folder / "config.json", plain)
+
+
+def _write_scheme(model: Omni, rules: Iterable[Rule], folder: Path, plain: dict[str, Any]) -> None:
+    """What is packed, into ``plain`` and into its own file; nothing of an older checkpoint is left."""
+    schemes = schemes_of(model, rules, model.cache_format.kv == "fp8", __version__)
+    if schemes is None:
+        (folder / "hf_quant_config.json").unlink(missing_ok=True)
+        return
+    plain["quantization_config"] = schemes[0]
+    write_json(folder / "hf_quant_config.json", schemes[1])
 
 
 def _generation(config: OmniConfig) -> dict[str, Any]:
@@ -318,10 +395,12 @@ __all__ = [
     "families",
     "find_config",
     "find_preset",
+    "find_scheme",
     "load",
     "load_folder",
     "preset",
     "presets",
     "read_folder",
     "save",
+    "stored",
 ]

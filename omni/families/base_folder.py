@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from omni.checkpoint import CheckpointError, target_dtype
+from omni.rules import split_part, stem_of
 from omni.tensorfile import read_json
 
 
@@ -41,14 +42,24 @@ def changed(state: Mapping[str, Tensor], base: Mapping[str, Tensor], dtype: torc
 
     CheckpointError where ``base`` has tensors that ``state`` lacks: the folder could not leave them out.
     """
-    extra = sorted(set(base) - set(state))
+    owned = {_module(name) for name in state}
+    extra = sorted(name for name in base if _module(name) not in owned)
     if extra:
         raise CheckpointError(f"the base holds tensors that this model does not have: {', '.join(extra[:5])}")
     kept = {name: target_dtype(name, value.dtype, dtype) for name, value in state.items()}
-    return {name: value for name, value in state.items() if not _same(value, base.get(name), kept[name])}
+    other = {_module(name) for name, value in state.items() if not _same(value, base.get(name), kept[name])}
+    return {name: value for name, value in state.items() if _module(name) in other}
+
+
+def _module(name: str) -> str:
+    """What is taken from one folder or the other as a whole: a packed weight's parts go together."""
+    return stem_of(split_part(name)[0])
 
 
 def _same(value: Tensor, other: Tensor | None, dtype: torch.dtype) -> bool:
     if other is None or value.shape != other.shape:
         return False
-    return torch.equal(value.to(dtype), other.to(value.device, dtype))
+    mine, theirs = value.to(dtype), other.to(value.device, dtype)
+    if dtype.itemsize == 1:  # torch compares no numbers of eight bits
+        mine, theirs = mine.contiguous().view(torch.uint8), theirs.contiguous().view(torch.uint8)
+    return torch.equal(mine, theirs)

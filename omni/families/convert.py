@@ -42,10 +42,15 @@ def convert(
     computed = compute_dtype(found) if family == "omni" else "auto"
     kept = {"dtype": dtype, "compute_dtype": computed, "shard_bytes": shard_bytes, "base": base}
     save(load_folder(found), target, family=family, **kept)
+    copy_rest(found, target, base)
+    return target
+
+
+def copy_rest(found: Path, target: Path, base: str | None) -> None:
+    """The tokenizer's files; where ``target`` builds on a base, it takes them from there."""
     places = [place for place in (found, base_folder(found)) if place is not None and base is None]
     for name in COPIED:
         origin = next((place / name for place in places if (place / name).exists()), None)
         if origin is not None:
             shutil.copyfile(origin, target / f"{name}.part")
             os.replace(target / f"{name}.part", target / name)
-    return target

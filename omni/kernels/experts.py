@@ -7,7 +7,7 @@ Sums over experts are taken in float32 (float64 where x is); the result has x's 
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -67,6 +67,26 @@ def routed_experts_few(x, indices, weights, up, down):
     if order is not None:
         done = torch.empty_like(done).index_copy(0, order, done)
     return torch.bmm(weights.to(w)[:, None], done.view(t, k, -1))[:, 0].to(x.dtype)
+
+
+def routed_experts_by(
+    x: Tensor,
+    indices: Tensor,
+    weights: Tensor,
+    n_experts: int,
+    up: Callable[[Tensor, int], Tensor],
+    down: Callable[[Tensor, int], Tensor],
+) -> Tensor:
+    """As :func:`routed_experts`, of matrices that are not there as such: ``up(rows, e)`` multiplies by the one of e.
+
+    Each chosen expert's function is called once.
+    """
+    weights = weights.to(wide(x.dtype))
+    out = torch.zeros(x.shape, dtype=weights.dtype, device=x.device)
+    for e, tokens, weight in _visits(indices, weights, n_experts):
+        hidden = F.relu(up(x.index_select(0, tokens), e)).square()
+        out.index_add_(0, tokens, down(hidden, e).to(weights.dtype) * weight)
+    return out.to(x.dtype)
 
 
 def _few_tokens(x, indices, weights, up, down):
@@ -167,4 +187,4 @@ EXPERT_PATHS = (
     Path("reference", routed_experts_reference),
 )
 
-__all__ = ["EXPERT_PATHS", "routed_experts", "routed_experts_reference"]
+__all__ = ["EXPERT_PATHS", "routed_experts", "routed_experts_by", "routed_experts_reference"]

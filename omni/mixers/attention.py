@@ -58,7 +58,7 @@ class Attention(nn.Module):
     def _after_context(self, k: Tensor, v: Tensor, layout: Layout, context: AttentionSlot) -> tuple[Tensor, Tensor]:
         """The context's keys and values first, then the block's own."""
         m = layout.context_length
-        k_context, v_context = context.k.data[:, :, :m], context.v.data[:, :, :m]
+        k_context, v_context = context.k.read(m), context.v.read(m)
         if self.context_norm is not None:
             # The cache holds rotated keys; the norm's weight belongs before the rotation.
             bare = rotate_back(k_context, layout.context_rotary)

@@ -68,7 +68,7 @@ class Mamba(nn.Module):
         self, xbc: Tensor, dt: Tensor, layout: Layout, slot: MambaSlot | None, context: MambaSlot | None
     ) -> Tensor:
         seed = slot if slot is not None else context
-        conv, ssm = (seed.conv, seed.ssm) if seed is not None else (None, None)
+        conv, ssm = (seed.conv, seed.state()) if seed is not None else (None, None)
         weight, bias = self.conv1d.weight[:, 0], self.conv1d.bias
         mixed = causal_conv(xbc, weight, bias, initial=conv, segments=layout.segments)
         x, B, C = self._split(mixed)
@@ -86,14 +86,16 @@ class Mamba(nn.Module):
             segments=layout.segments,
         )
         if slot is not None:
-            slot.conv, slot.ssm = self._last_inputs(xbc, conv, layout), state
+            slot.conv = self._last_inputs(xbc, conv, layout)
+            slot.keep(state, layout.n if layout.lengths is None else layout.lengths)
         return y.flatten(2)
 
     def _one(self, xbc: Tensor, dt: Tensor, slot: MambaSlot) -> Tensor:
         """One token, states advanced in place. (b, c), (b, h) -> (b, h p)"""
         mixed = conv_step(xbc, self.conv1d.weight[:, 0], self.conv1d.bias, slot.conv)
         x, B, C = self._split(mixed)
-        y, slot.ssm = scan_step(x, dt, self._a(dt.dtype), B, C, self.D.to(dt.dtype), slot.ssm)
+        y, state = scan_step(x, dt, self._a(dt.dtype), B, C, self.D.to(dt.dtype), slot.state())
+        slot.keep(state, 1)
         return y.flatten(1)
 
     def _one_by_one(self, xbc: Tensor, dt: Tensor, slot: MambaSlot) -> Tensor:
@@ -101,15 +103,13 @@ class Mamba(nn.Module):
         found = []
         for i in range(xbc.shape[1]):
             found.append(self._one(xbc[:, i], dt[:, i], slot))
-            slot.snapshots.append((slot.conv.clone(), slot.ssm.clone()))
+            slot.snapshot()
         return torch.stack(found, dim=1)
 
     @torch.no_grad()
-    def _advance(self, xbc: Tensor, dt: Tensor, conv: Tensor, ssm: Tensor) -> tuple[Tensor, Tensor]:
-        """States after one token of a window; used to replay what was accepted."""
-        slot = MambaSlot(conv, ssm)
+    def _advance(self, xbc: Tensor, dt: Tensor, slot: MambaSlot) -> None:
+        """One token of a window further; used to replay what was accepted."""
         self._one(xbc, dt, slot)
-        return slot.conv, slot.ssm
 
     def _states_at(
         self, xbc: Tensor, dt: Tensor, conv: Tensor, ssm: Tensor, rows: Tensor, counts: Tensor

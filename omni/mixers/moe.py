@@ -96,6 +96,10 @@ class Experts(nn.Module):
         nn.init.uniform_(self.up_proj, -(d_in**-0.5), d_in**-0.5)
         nn.init.uniform_(self.down_proj, -(config.d_ff**-0.5), config.d_ff**-0.5)
 
+    def forward(self, x: Tensor, indices: Tensor, weights: Tensor) -> Tensor:
+        """x (t, d_in), indices and weights (t, k) -> (t, d_in)"""
+        return routed_experts(x, indices, weights, self.up_proj, self.down_proj)
+
 
 class MoE(nn.Module):
     """(b, n, d) -> (b, n, d); every token on its own."""
@@ -113,5 +117,5 @@ class MoE(nn.Module):
     def forward(self, x: Tensor, layout: Layout | None = None, slot: None = None, context: None = None) -> Tensor:
         flat = x.flatten(0, -2)
         indices, weights = self.router(flat)
-        routed = routed_experts(self.latent_in(flat), indices, weights, self.experts.up_proj, self.experts.down_proj)
+        routed = self.experts(self.latent_in(flat), indices, weights)
         return (self.latent_out(routed) + self.shared_experts(flat)).view_as(x)

@@ -2,7 +2,7 @@
 
     sort_numbers, sort_words  43 12 70    12: 43 70 / 43: 70             the next in order, and what is left
     edit                      plane       delete n: plae / reverse: ealp
-    lookup                    qty of bob  age qty / ann 25 4 / bob 61 9: 9
+    lookup                    qty of bob  age qty / ann 25 4 / bob: 61 9: 9
     largest                   qty         age qty / ann 25 4: 4 ann 4 / bob 61 9: 9 bob 9
     total                     qty         age qty / ann 25 4: 4 / bob 61 9: 9 4+9=13
 
@@ -85,8 +85,8 @@ def lookup(rng: Random, level: int) -> Solved:
     names, at = list(rows), rng.randrange(2)
     wanted = rng.choice(names)
     value = str(rows[wanted][at])
-    lines = [" ".join(heads[: at + 1]), *(_row(name, rows[name]) for name in names[: names.index(wanted) + 1])]
-    lines[-1] += f": {value}"
+    before = [_row(name, rows[name]) for name in names[: names.index(wanted)]]
+    lines = [" ".join(heads[: at + 1]), *before, f"{_row(f'{wanted}:', rows[wanted])}: {value}"]
     return Solved(_shown(heads, rows, f"{heads[at]} of {wanted}?"), lines, value)
 
 

@@ -29,7 +29,7 @@ from omni.compress.axes import least, unit
 from omni.compress.depth import DepthOrder, skipping
 from omni.compress.search import Damages, all_depths, grid_values, spread
 from omni.config import AttentionConfig, ConfigError, MLPConfig, TowerConfig, replace
-from omni.families import preset, presets
+from omni.families import preset
 from omni.info import describe, sequence_state
 from omni.inputs import Inputs
 from omni.model import Omni
@@ -58,9 +58,13 @@ def batches(count: int = 3, seed: int = 0) -> list[Inputs]:
 # -- costs -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", sorted(presets()))
+@pytest.mark.parametrize(
+    "name",
+    ["nano-12b-v2", "nemotron-3-nano-30b", "nemotron-3-super-120b", "omni-tiny", "omni-tiny-act", "cosmos3-edge"],
+    ["nano-12b-v2", "nemotron-3-nano-30b", "nemotron-3-super-120b", "omni-tiny", "omni-tiny-act", "cosmos3-edge"],
+)
 def test_parameters_are_counted_as_they_are(name):
-    """The whole and a random shape of every preset, against the model on the meta device."""
+    """A random shape of systems with all kinds of parts, against the model on the meta device."""
     config, draw = preset(name), random.Random(name)
     ruler = Ruler(config, Use())
     tower = config.context
@@ -187,7 +191,7 @@ def test_splits_of_layers():
     found = all_depths(tower, Grid(width=0.5, depth=0.25), {})
     counted = [(len(k), sum(tower.pattern[i] == "M" for i in k)) for k in found]
     assert sorted(counted) == [(7, 2), (7, 3), (7, 4), (8, 3), (8, 4), (9, 4)]
-    assert spread(tower, {"M": 2, "-": 4, "*": 1}) == (0, 1, 3, 5, 6, 7, 8)
+    assert spread(tower, {"M": 2, "-": 4, "*": 1}) == (0, 1, 3, 4, 5, 6, 8)
     with pytest.raises(ConfigError, match="attention is 2; the tower has 1"):
         all_depths(tower, Grid(), {"attention": 2})
     with pytest.raises(ConfigError, match="'heads' is no kind"):
@@ -217,7 +221,7 @@ def brute(model: Omni, gone: list[int]) -> float:
 
 def test_layers_go_by_the_error_of_the_logits():
     model = small()
-    order = rank(model, lambda: iter(batches()), 3)
+    order = rank(model, lambda: iter(batches()), 2)
     gone: list[int] = []
     for layer, score in zip(order.layers, order.scores, strict=True):
         errors = {i: brute(model, [*gone, i]) for i in range(6) if i not in gone}
@@ -298,7 +302,7 @@ def test_compressing_meets_its_limit_and_takes_the_least_damaged(tmp_path):
 
 def test_a_shape_is_taken_as_it_is():
     model = small()
-    task = Task(grid=Grid(fixed={"d_ff": 31, "experts": 3}), layers={"layers": 4, "attention": 1})
+    task = Task(grid=Grid(fixed={"d_ff": 31, "experts": 3}), layers={"layers": 4, "attention": 1, "mlp": 1, "moe": 1})
     less, kept, report = compress(model, batches(2), task)
     assert (less.config.context.mlp.d_ff, less.config.context.moe.n_experts) == (31, 3)
     assert less.config.context.d_model == CONTEXT.d_model

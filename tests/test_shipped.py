@@ -8,13 +8,16 @@ import torch
 from safetensors.torch import load_file
 
 import omni
+from omni.bench_decoding import problems
 from omni.data.episodes import world
 from omni.data.motion import sample_motion
 from omni.data.motion_check import frozen_error, position_error, track
+from omni.data.reasoning import KINDS
 from omni.evaluation.robots import r_squared
 from omni.families.locate import find_folder
 from omni.metrics_media import psnr
 from omni.pipelines.animate import ImageToVideo
+from omni.pipelines.chat import Chat
 from omni.pipelines.policy import Policy
 
 OWN = {"tiny-animate": {"denoiser", "latents", "sound_latents"}, "tiny-act": {"denoiser", "latents", "actions"}}
@@ -67,3 +70,18 @@ def test_a_policy_goes_where_its_expert_would(robot, episodes):
     assert r_squared(0 * true, true) < 0.1, "a robot that rests"
     assert r_squared(found, true) > 0.5
     assert r_squared(other, true) < 0, "it acts without looking"
+
+
+def test_the_writer_solves_what_it_never_saw_in_every_way():
+    known = problems(0, 2 * len(KINDS))
+    chat = Chat(omni.load("tiny-text", dtype="float32"))
+    options = {"max_new_tokens": 256, "temperature": 0.0, "thinking": True}
+    plain = chat(list(known.conversations), **options)
+    right = [reply.text.strip() == answer for reply, answer in zip(plain, known.answers, strict=True)]
+    assert np.mean(right) >= 0.8
+    first = known.conversations[0]
+    for way in ({"drafts": 3}, {"decode": "diffusion", "lossless": True}):
+        reply = chat(first, **options, **way)
+        assert (reply.reasoning, reply.text) == (plain[0].reasoning, plain[0].text)
+    denoised = chat(list(known.conversations), **options, decode="diffusion")
+    assert np.mean([reply.usage.denoising.tokens_per_pass for reply in denoised]) > 2

@@ -187,7 +187,7 @@ def test_experts_in_four_bits_are_near_their_own():
 # -- a run -------------------------------------------------------------------------------------------------------------
 
 
-def learned(four_bits: bool, steps: int = 60) -> float:
+def learned(four_bits: bool, steps: int = 30) -> float:
     """The mean loss of the last ten steps of a micro model on short dialogues, the same ones for both."""
     torch.manual_seed(0)
     model = Omni(MICRO).train()
@@ -212,7 +212,7 @@ def learned(four_bits: bool, steps: int = 60) -> float:
 
 def test_a_short_run_learns_nearly_as_much():
     high, low = learned(False), learned(True)
-    assert high < 3.5  # it begins at log 320 = 5.8
+    assert high < 2.6  # it begins at log 320 = 5.8
     assert low < 1.1 * high
     assert low != high
 

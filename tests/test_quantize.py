@@ -10,6 +10,7 @@ from test_packed import same_state
 
 import omni
 from omni import cli, families
+from omni.bench_lowbits import bench_lowbits, table
 from omni.calibration import Ranges, calibrated
 from omni.checkpoint import CheckpointError
 from omni.config import ConfigError, replace
@@ -215,6 +216,19 @@ def test_what_cannot_be(source, tmp_path):
         with pytest.raises((CheckpointError, ConfigError), match=message):
             quantize(*given, **options)
     assert not (tmp_path / "x").exists()
+
+
+def test_the_bench_measures_every_form(source):
+    report = bench_lowbits(str(source), quick=True, threads=1, tasks=())
+    high, *low = report.forms
+    assert [form.name for form in report.forms] == ["bfloat16", "fp8", "nvfp4", "mixed"]
+    assert (high.error, high.ratio) == (0.0, 1.0)
+    for form in low:
+        assert 0 < form.error < 0.5
+        assert form.step > 0
+        assert form.memory < high.memory
+    assert low[1].disk < low[0].disk < high.disk
+    assert "times as long" in table(report)
 
 
 # -- the command -------------------------------------------------------------------------------------------------------

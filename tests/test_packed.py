@@ -311,6 +311,10 @@ def test_compressed_tensors(name, plain, tmp_path):
     assert error(model.logits(ids()), expected) < (1e-5 if "fp4" in name else 0.05)  # its scales are bfloat16
     if name == "nvfp4":
         assert model.context.blocks[0].mixer.in_proj.input_scale == pytest.approx(1 / 50)
+    if name == "mxfp4":
+        with pytest.raises(ValueError, match="mxfp4 have no name in ModelOpt's layout"):
+            families.save(model, tmp_path / "never", family="nemotron_h")
+        assert not (tmp_path / "never").exists()
 
 
 def test_fp8_in_blocks_of_128(plain, tmp_path):

@@ -123,7 +123,7 @@ class TimestepEmbedding(nn.Module):
         steps = torch.arange(self.n_frequencies, device=t.device, dtype=torch.float32)
         angles = (t.float() * self.scale)[:, None] * torch.exp(-math.log(10_000) * steps / self.n_frequencies)
         sinusoid = torch.cat([angles.cos(), angles.sin()], dim=-1)
-        return self.mlp(sinusoid.to(self.mlp[0].weight.dtype))
+        return self.mlp(sinusoid.to(self.mlp[0].bias.dtype))  # a packed weight has no type of its own
 
 
 class NoTime(nn.Module):

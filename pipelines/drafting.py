@@ -18,6 +18,7 @@ from omni.cache import CacheFormat
 from omni.inputs import Inputs
 from omni.model import Omni
 from omni.pipelines.reader import Drafts, Kept, Reader
+from omni.quantization.loading import parts_of
 
 ROLLBACKS = ("replay", "snapshot")
 
@@ -139,7 +140,7 @@ class DraftingReader(Reader):
 def draft_cost(model: Omni) -> float:
     """Bytes of weights that a drafted token reads, as a share of those that a pass of the model reads for one token."""
     config, touched = model.config, {"context": 0.0, "mtp": 0.0, "head": 0.0}
-    for name, weight in model.state_dict().items():
+    for name, weight in (*model.named_parameters(), *parts_of(model).items()):
         top = name.split(".")[0]
         if top in touched:
             moe = config.context.moe

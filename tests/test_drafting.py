@@ -10,6 +10,8 @@ from omni.model import Omni
 from omni.pipelines import drafting
 from omni.pipelines.chat import Chat
 from omni.pipelines.drafting import DraftingReader, draft_cost
+from omni.quantization.plans import choose
+from omni.quantize import pack
 from omni.tokenizers.bytes import ByteTokenizer
 
 
@@ -183,6 +185,9 @@ def test_a_draft_costs_its_share_of_the_weights():
 
     head = read(model.head)
     assert draft_cost(model) == pytest.approx((read(model.mtp) + head) / (read(model.context) + head))
+    high, names = draft_cost(model), {n: t.shape for n, t in model.state_dict().items()}
+    pack(model, choose(names, "fp8"))
+    assert draft_cost(model) > high  # a trunk in eight bits is read sooner, and the block stays as it was
 
 
 def test_bad_requests(model):

@@ -158,6 +158,27 @@ def test_without_calibration_it_is_what_loading_makes(source, tmp_path):
     assert all(weight.weight_only for weight in packed_weights(written).values())
 
 
+def test_every_linear_layer_of_a_system_can_be_packed(source, tmp_path):
+    """Reading, seeing and denoising go on with all that is linear in FP8."""
+    high = load(source)
+    layers = [f"{n}.weight" for n, m in high.named_modules() if isinstance(m, torch.nn.Linear)]
+    quantize(
+        source, tmp_path / "low", "fp8", also=["*"], keep=["embed", "*.router"]
+    )
+    low = load(tmp_path / "low")
+    assert {f"{n}.weight" for n in packed_weights(low)} >= set(layers)
+    picture, ids = torch.rand(1, 3, 64, 64), torch.randint(3, 200, (1, 9))
+    found = []
+    with torch.no_grad():
+        for model in (high, low):
+            cache = model.new_cache(1)
+            logits = model.logits(ids, cache)
+            latents = model.codec.encode(picture)
+            found.append((model.see(picture), logits, model.velocity(latents, torch.tensor([0.4]), cache)))
+    for a, b in zip(*found, strict=True):
+        assert 0 < float((a - b).norm() / a.norm()) < 0.3
+
+
 def test_published_layouts_are_written_in_their_own_names(tmp_path):
     folder = published(tmp_path / "plain")
     quantize(folder, tmp_path / "low", "mixed")

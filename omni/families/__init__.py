@@ -28,7 +28,7 @@ from omni.quantization.loading import make_places, quantise_entries, schemes_of,
 from omni.quantization.modules import set_low_inputs
 from omni.quantization.plans import choose
 from omni.quantization.published import Scheme, canonical, merged, read_scheme
-from omni.rules import Rule, split_part
+from omni.rules import split_part
 from omni.tensorfile import Entry, read_json, write_json
 
 DTYPES = {
@@ -345,7 +345,8 @@ def save(
     if base is not None and family != "omni":
         raise ConfigError(f"base belongs to our own layout; {family!r} has no place for it")
     chosen, folder, wanted = families()[family], Path(folder), pick_dtype(dtype)
-    plain = chosen.from_config(model.config)
+    plain, rules = chosen.from_config(model.config), chosen.rules(model.config)
+    schemes = schemes_of(model, rules, model.cache_format.kv == "fp8", __version__)
     computed = pick_dtype(compute_dtype)
     if computed is not None:
         if family != "omni":
@@ -362,19 +363,13 @@ def save(
     if chosen.write_media is not None:
         for name, content in chosen.write_media(model.config).items():
             write_json(folder / name, content)
-    save_weights(state, folder, chosen.rules(model.config), shard_bytes=shard_bytes, dtype=wanted, stem=chosen.stem)
-    _write_scheme(model, chosen.rules(model.config), folder, plain)
-    write_json(folder / "config.json", plain)
-
-
-def _write_scheme(model: Omni, rules: Iterable[Rule], folder: Path, plain: dict[str, Any]) -> None:
-    """What is packed, into ``plain`` and into its own file; nothing of an older checkpoint is left."""
-    schemes = schemes_of(model, rules, model.cache_format.kv == "fp8", __version__)
+    save_weights(state, folder, rules, shard_bytes=shard_bytes, dtype=wanted, stem=chosen.stem)
     if schemes is None:
-        (folder / "hf_quant_config.json").unlink(missing_ok=True)
-        return
-    plain["quantization_config"] = schemes[0]
-    write_json(folder / "hf_quant_config.json", schemes[1])
+        (folder / "hf_quant_config.json").unlink(missing_ok=True)  # of an older checkpoint
+    else:
+        plain["quantization_config"] = schemes[0]
+        write_json(folder / "hf_quant_config.json", schemes[1])
+    write_json(folder / "config.json", plain)
 
 
 def _generation(config: OmniConfig) -> dict[str, Any]:

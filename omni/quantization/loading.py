@@ -131,11 +131,9 @@ def schemes_of(model: nn.Module, rules: Iterable[Rule], kv_cache: bool, version:
     for name, weight in packed_weights(model).items():
         for published, _ in table.to_published(f"{name}.codes", weight.shape) or ():
             formats[split_part(published)[0]] = weight.format, weight.weight_only or weight.input_scale is None
-    for name, module in model.named_modules():
-        if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Embedding)):
-            kept += [
-                stem_of(published) for published, _ in table.to_published(f"{name}.weight", module.weight.shape) or ()
-            ]
+    for name, weight in model.named_parameters():
+        if weight.dim() > 1 and (name.endswith(".weight") or ".experts." in name):
+            kept += [stem_of(published) for published, _ in table.to_published(name, weight.shape) or ()]
     return write_scheme(formats, kept, kv_cache, version) if formats or kv_cache else None
 
 

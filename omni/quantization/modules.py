@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from omni.config import ConfigError
+from omni.kernels import wide
 from omni.kernels.experts import routed_experts_by
 from omni.mixers.moe import Experts
 from omni.quantization.formats import FP8_TILE, Format, Packed, decode, encode, units
@@ -72,15 +73,17 @@ class PackedWeight(nn.Module):
             return self._product(x.detach(), e, dtype).to(dtype)
 
     def _product(self, x: Tensor, e: int | None, dtype: torch.dtype) -> Tensor:
-        x, factor = self._inputs(x.to(self._within(dtype)), e)
-        parts = [F.linear(x, piece) if f is None else F.linear(x, piece) * f for _, piece, f in self.pieces(x.dtype, e)]
-        y = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
-        return y if factor is None else y * factor
+        x, factor = self._inputs(x.to(self._within(dtype, x.device)), e)
+        parts = [_times(F.linear(x, piece), own) for _, piece, own in self.pieces(x.dtype, e)]
+        return _times(parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1), factor)
 
-    def _within(self, dtype: torch.dtype) -> torch.dtype:
-        """What is computed in: float16 has too little room for numbers without their scales."""
+    def _within(self, dtype: torch.dtype, device: torch.device) -> torch.dtype:
+        """What is computed in. float16 has too little room for numbers without their scales.
+
+        A GPU rounds bfloat16's sums before they are scaled; a CPU is as fast in float32 and rounds once.
+        """
         inexact = self.low_inputs and self.format.name == "fp8_block"
-        return torch.promote_types(dtype, torch.float32) if dtype == torch.float16 or inexact else dtype
+        return wide(dtype) if device.type == "cpu" or dtype == torch.float16 or inexact else dtype
 
     def pieces(self, dtype: torch.dtype, e: int | None = None) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
         """Rows, their units (rows, columns) and their factor, () or (rows,)."""
@@ -93,11 +96,11 @@ class PackedWeight(nn.Module):
             if scale is not None:
                 scale = scale[start // height : -(-span.stop // height)]
             values, factor = units(whole._replace(codes=whole.codes[span], block_scale=scale), self.format, dtype)
-            yield span, values, None if factor is None else factor.reshape(-1 if factor.numel() > 1 else ()).to(dtype)
+            yield span, values, None if factor is None else factor.reshape(-1 if factor.numel() > 1 else ())
 
     def _inputs(self, x: Tensor, e: int | None) -> tuple[Tensor, Tensor | None]:
         """x without its factor, and that: () or (..., 1)."""
-        if not self.low_inputs:
+        if not self.low_inputs or not x.numel():
             return x, None
         format = FP8_TILE if self.format.name == "fp8_block" else self.format
         scale = self.input_scale if format.tensor_scale else None
@@ -106,7 +109,7 @@ class PackedWeight(nn.Module):
         values, factor = units(encode(flat, format, tensor_scale=scale), format, x.dtype)
         if factor is not None:
             factor = factor.reshape(()) if factor.numel() == 1 else factor.reshape(*x.shape[:-1], 1)
-        return values.view_as(x), factor if factor is None else factor.to(x.dtype)
+        return values.view_as(x), factor
 
     def extra_repr(self) -> str:
         return f"{self.shape}, {self.format.name}"
@@ -125,9 +128,13 @@ class Project(torch.autograd.Function):
     def backward(ctx, d_out):
         dx = 0
         for rows, piece, factor in ctx.weight.pieces(d_out.dtype, ctx.e):
-            part = d_out[..., rows]
-            dx = dx + (part if factor is None else part * factor) @ piece
+            dx = dx + _times(d_out[..., rows], factor).to(piece.dtype) @ piece
         return dx.to(ctx.given), None, None, None
+
+
+def _times(y: Tensor, factor: Tensor | None) -> Tensor:
+    """``y`` times a float32 factor, in no less: in bfloat16 the factor itself would be off by a part in 500."""
+    return y if factor is None else y.to(wide(y.dtype)) * factor
 
 
 class PackedLinear(PackedWeight):

@@ -61,7 +61,6 @@ def batches(count: int = 3, seed: int = 0) -> list[Inputs]:
 @pytest.mark.parametrize(
     "name",
     ["nano-12b-v2", "nemotron-3-nano-30b", "nemotron-3-super-120b", "omni-tiny", "omni-tiny-act", "cosmos3-edge"],
-    ["nano-12b-v2", "nemotron-3-nano-30b", "nemotron-3-super-120b", "omni-tiny", "omni-tiny-act", "cosmos3-edge"],
 )
 def test_parameters_are_counted_as_they_are(name):
     """A random shape of systems with all kinds of parts, against the model on the meta device."""

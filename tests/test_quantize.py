@@ -162,9 +162,7 @@ def test_every_linear_layer_of_a_system_can_be_packed(source, tmp_path):
     """Reading, seeing and denoising go on with all that is linear in FP8."""
     high = load(source)
     layers = [f"{n}.weight" for n, m in high.named_modules() if isinstance(m, torch.nn.Linear)]
-    quantize(
-        source, tmp_path / "low", "fp8", also=["*"], keep=["embed", "*.router"]
-    )
+    quantize(source, tmp_path / "low", "fp8", also=["*"], keep=["embed", "*.router"])
     low = load(tmp_path / "low")
     assert {f"{n}.weight" for n in packed_weights(low)} >= set(layers)
     picture, ids = torch.rand(1, 3, 64, 64), torch.randint(3, 200, (1, 9))

@@ -9,6 +9,7 @@ from micro import MICRO, micro_model
 from omni import families, training
 from omni.config import ConfigError, MTPConfig, replace
 from omni.families.base import Preset
+from omni.inputs import Inputs
 from omni.losses import IGNORED, forward_kl
 from omni.pipelines.chat import Chat
 from omni.recipe import PredictPlan, load_recipe
@@ -162,7 +163,7 @@ def test_a_block_that_has_learnt_drafts_more_that_holds(tmp_path):
         hidden = own.model.read(ids)
         labels = ids.clone()
         labels[:, : prompt.shape[1]] = IGNORED
-        parts = own._said("talk", 1.0, hidden, labels, torch.zeros_like(labels, dtype=torch.bool))
+        parts = own._said("talk", 1.0, hidden, labels, torch.zeros_like(labels, dtype=torch.bool), Inputs(ids))
         sum(weight * loss for weight, loss in parts.values()).backward()
         optimiser.step()
         optimiser.zero_grad()

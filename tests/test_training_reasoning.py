@@ -142,10 +142,12 @@ def test_sizes():
     config = preset("omni-tiny-text")
     with torch.device("meta"):
         model = Omni(config)
-    drafting = sum(p.numel() for p in model.mtp.parameters())
-    assert drafting <= 200_000
-    assert sum(p.numel() for p in model.parameters()) - drafting <= 1_200_000
+    counts = {part: sum(p.numel() for p in module.parameters()) for part, module in model.named_children()}
+    assert counts["mtp"] <= 200_000
+    assert counts["embed"] + counts["context"] + counts["head"] <= 1_200_000
+    assert counts["denoiser"] + counts["tokens"] <= 1_200_000
     assert set(config.context.pattern) == set("M*E")
     assert config.context.moe.d_latent is not None
-    assert model.vision is model.sound is model.denoiser is None
+    assert model.vision is model.sound is model.latents is None
+    assert config.denoiser.pattern == config.context.pattern
     assert "mask" in config.special_tokens

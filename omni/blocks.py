@@ -12,6 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+FRAYED = 4
+"""Places by which the masks of an ordered block are out of order, at most."""
+
 
 @dataclass(frozen=True)
 class Blocks:
@@ -76,7 +79,16 @@ def stratified(k: int, device: torch.device | str = "cpu") -> Tensor:
     return 1 - (torch.randperm(k, device=device) + torch.rand(k, device=device)) / k
 
 
-def masked_at(blocks: Blocks, t: Tensor) -> Tensor:
-    """(k, S) True at learnt tokens, each with probability t (k,), and at one of every block at least."""
-    drawn = torch.rand(blocks.learnt.shape, device=t.device).masked_fill(~blocks.learnt, 2.0)
+def masked_at(blocks: Blocks, t: Tensor, ordered: Tensor | None = None) -> Tensor:
+    """(k, S) True at learnt tokens, each with probability t (k,), and at one of every block at least.
+
+    Of blocks that are ``ordered`` (k,) they are the last ones, give or take :data:`FRAYED` places: a sampler that
+    reveals what is sure goes from left to right, but not strictly.
+    """
+    drawn = torch.rand(blocks.learnt.shape, device=t.device)
+    if ordered is not None:
+        behind = blocks.learnt.flip(1).cumsum(dim=1).flip(1) - 1  # learnt tokens to the right of each
+        frayed = (behind + drawn * FRAYED) / (blocks.learnt.sum(dim=1, keepdim=True) + FRAYED - 1)
+        drawn = torch.where(ordered[:, None], frayed, drawn)
+    drawn = drawn.masked_fill(~blocks.learnt, 2.0)
     return blocks.learnt & ((drawn < t[:, None]) | (drawn == drawn.amin(dim=1, keepdim=True)))

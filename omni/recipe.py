@@ -376,7 +376,8 @@ class DiffusePlan:
 
     ``mixture`` weighs the worlds of texts (``TEXTS`` of :mod:`omni.data.texts`). Every block is masked at ``draws``
     levels. In a share ``aligned`` of the texts the blocks begin where the first answer does, as they do when one is
-    written; in the others anywhere.
+    written; in the others anywhere. A share ``ordered`` of the blocks is masked from some place on, more or less, as a
+    sampler leaves them that reveals what is sure; the others anywhere.
     """
 
     size: int
@@ -385,6 +386,7 @@ class DiffusePlan:
     draws: int = 1
     block: int | None = None  # tokens of a block; None: the model's own
     aligned: float = 0.5
+    ordered: float = 0.0
     repeat_end: bool = False  # behind an end a block learns to repeat it; else nothing is asked there
     begin: bool | None = None  # as a copy of the context tower; None: if the denoiser has learnt nothing yet
     weight: float = 1.0
@@ -394,6 +396,7 @@ class DiffusePlan:
         _check_weights(self)
         _check_counts(self, "size", "width", "draws", "every")
         _check(self, "aligned", 0, 1)
+        _check(self, "ordered", 0, 1)
         _check_mixture(self, "worlds of texts")
         if self.block is not None:
             _check(self, "block", 1, 1 << 12, whole=True)

@@ -50,7 +50,9 @@ class DiffusionLosses(nn.Module):
             raise ValueError("no text of the batch has a token to learn that has another before it")
         with reading_only(model.context):
             contexts = model.contexts(batch.input_ids, blocks.rows, blocks.starts)
-        masked = masked_at(blocks, stratified(len(blocks), blocks.rows.device))
+        device = blocks.rows.device
+        ordered = torch.rand(len(blocks), device=device) < plan.ordered if plan.ordered else None
+        masked = masked_at(blocks, stratified(len(blocks), device), ordered)
         noisy, t = blocks.noisy(masked, model.tokens.mask)
         logits, targets = model.denoise_tokens(noisy, t, contexts, where=masked), blocks.tokens[masked]
         loss = F.cross_entropy(logits.float(), targets, reduction="sum") / _share(masked.sum())

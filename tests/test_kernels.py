@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from omni.kernels import choose, force
 from omni.kernels import conv as conv_module
-from omni.kernels import force
 from omni.kernels.attention import ATTENTION_PATHS, GROUPED_PATHS, attend, attend_in_groups
 from omni.kernels.conv import CONV_PATHS, causal_conv, conv_step
 from omni.kernels.experts import EXPERT_PATHS, routed_experts
@@ -24,8 +24,11 @@ TOLERANCE = {  # of the largest entry of the reference: (values, gradients)
 DTYPES = [torch.float64, torch.float32, torch.bfloat16]
 
 
+READING = ("block", "all")  # paths that are for few tokens without gradients
+
+
 def fast(paths):
-    return [path.name for path in paths if path.name != "reference"]
+    return [path.name for path in paths if path.name not in ("reference", *READING)]
 
 
 def close(actual: Tensor, expected: Tensor, dtype: torch.dtype, kind: int = 0) -> None:
@@ -173,6 +176,32 @@ def test_scan_survives_slow_and_abrupt_decay(path, decay):
         compare("scan", path, call, inputs, torch.float32)
 
 
+@pytest.mark.parametrize("decay", [1e-6, 1.0, 50.0, 1e4])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("b", "n", "h", "p", "g"), [(1, 1, 1, 3, 1), (2, 16, 6, 5, 3), (3, 32, 4, 8, 1)])
+def test_a_block_of_few_tokens_equals_the_recurrence(b, n, h, p, g, dtype, decay):
+    x, dt, A, B, C, D, state = scan_inputs(b, n, h, p, g, 7, dtype)
+    for more in ((D, state), (None, state), (D, None)):
+        args = (x, dt, A * decay, B, C, more[0], more[1], n, None)
+        assert choose("scan", SCAN_PATHS, *args).__name__ == "scan_block"
+        with force("scan", "reference"):
+            expected = scan(*args[:6], initial_state=args[6])
+        found = scan(*args[:6], initial_state=args[6], chunk_size=n)
+        for f, e in zip(found, expected, strict=True):
+            assert (f.shape, f.dtype) == (e.shape, e.dtype)
+            close(f, e, dtype)
+
+
+def test_a_block_is_not_taken_where_it_does_not_know_enough():
+    x, dt, A, B, C, D, state = scan_inputs(2, 16, 4, 3, 2, 5)
+    segments = packed(2, 16)
+    named = lambda *args: choose("scan", SCAN_PATHS, *args).__name__  # noqa: E731
+    assert named(x, dt, A, B, C, D, state, 16, None) == "scan_block"
+    assert named(x, dt, A, B, C, D, state, 8, None) == "scan_chunked"  # shorter chunks are asked for
+    assert named(x, dt, A, B, C, D, state, 16, segments) == "scan_chunked"
+    assert named(x.clone().requires_grad_(), dt, A, B, C, D, state, 16, None) == "scan_chunked"
+
+
 def test_forgotten_inputs_leave_no_subnormal_numbers():
     """They would make the products that follow slow."""
     x, dt, _, B, C, D, _ = scan_inputs(1, 64, 4, 3, 2, 5, torch.float32)
@@ -192,7 +221,7 @@ def test_padding_leaves_the_state_alone(path):
     close(padded, short, torch.float64)
 
 
-@pytest.mark.parametrize("path", [p.name for p in SCAN_PATHS])
+@pytest.mark.parametrize("path", [*fast(SCAN_PATHS), "reference"])
 def test_segments_equal_separate_calls(path):
     x, dt, A, B, C, D, state = scan_inputs(1, 30, 4, 3, 2, 5)
     with force("scan", path):
@@ -327,6 +356,27 @@ def test_experts_equal_their_reference(path, dtype, t, e, k):
         return routed_experts(x, indices, weights, up, down)
 
     compare("experts", path, call, inputs, dtype)
+
+
+@pytest.mark.parametrize(("t", "e", "k"), [(1, 8, 2), (2, 8, 8), (21, 8, 3), (5, 32, 1)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_every_expert_on_every_token_equals_the_reference(dtype, t, e, k):
+    indices, inputs = expert_inputs(t, e, k, 16, 24, dtype)
+    x, weights, up, down = (t.detach() for t in inputs)
+    args = (x, indices, weights.to(dtype), up, down)
+    assert choose("experts", EXPERT_PATHS, *args).__name__ == "routed_experts_all"
+    with force("experts", "reference"):
+        expected = routed_experts(*args)
+    close(routed_experts(*args), expected, dtype)
+
+
+def test_large_experts_are_only_run_where_they_were_chosen():
+    indices, inputs = expert_inputs(3, 64, 2, 96, 128, torch.float32)
+    x, weights, up, down = (t.detach() for t in inputs)
+    assert choose("experts", EXPERT_PATHS, x, indices, weights, up, down).__name__ == "routed_experts_few"
+    many = torch.zeros(4096, 96), torch.zeros(4096, 2, dtype=torch.long), torch.ones(4096, 2)
+    small = up[:4, :24].contiguous(), down[:4, :, :24].contiguous()
+    assert choose("experts", EXPERT_PATHS, *many, *small).__name__ == "routed_experts_sorted"
 
 
 def test_experts_gradients_by_differences():
@@ -530,7 +580,7 @@ def test_force_runs_the_named_path_and_restores(monkeypatch):
 
 def test_an_unknown_path_is_an_error():
     inputs = scan_inputs(1, 3, 2, 2, 1, 2)[:6]
-    with force("scan", "warp"), pytest.raises(ValueError, match=r"'warp'.*chunked, reference"):
+    with force("scan", "warp"), pytest.raises(ValueError, match=r"'warp'.*block, chunked, reference"):
         scan(*inputs)
 
 

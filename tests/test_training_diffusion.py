@@ -9,7 +9,7 @@ from towers import ROTARY, build_system, close, fill, ids, system_config, tower_
 
 import omni
 from omni import families
-from omni.blocks import Blocks, cut, masked_at, stratified
+from omni.blocks import FRAYED, Blocks, cut, masked_at, stratified
 from omni.config import ConfigError, TimeConfig, TokenDiffusionConfig, replace
 from omni.data.texts import TEXTS, TextBatch, text_batch
 from omni.families.base import Preset
@@ -122,6 +122,25 @@ def test_masks_fall_on_what_is_learnt_at_the_rate_of_the_time_and_one_always_doe
     noisy, t = blocks.noisy(least, MASK)
     assert t.tolist() == pytest.approx([2 / 6] * k)
     assert torch.equal(noisy == MASK, least | hidden)
+
+
+def test_ordered_masks_are_the_last_ones_give_or_take():
+    k = 2000
+    learnt = torch.tensor([False, True, True, True, False] + [True] * 10 + [False]).repeat(k, 1)
+    blocks = Blocks(torch.zeros(k), torch.zeros(k), torch.full((k, 16), 9), learnt, torch.zeros_like(learnt))
+    torch.manual_seed(0)
+    t = stratified(k)
+    masked = masked_at(blocks, t, torch.ones(k, dtype=torch.bool))
+    assert not bool((masked & ~learnt).any())
+    assert float(masked.sum()) / float(learnt.sum()) == pytest.approx(0.5, abs=0.03)
+    own = masked[:, learnt[0]]
+    first, last = own.int().argmax(dim=1), 12 - (~own).int().flip(1).argmax(dim=1)
+    some = ~own.all(dim=1)
+    assert int((last - first)[some].max()) <= FRAYED, "what is clear stands hardly behind what is masked"
+    strict = (last < first) & some
+    assert 0.1 < float(strict.float().mean()) < 0.9, "and not always before it"
+    alone = masked_at(blocks, t, torch.arange(k) < k // 2)
+    assert bool((alone[k // 2 :, 1] & ~alone[k // 2 :, 14]).any()), "the others are masked anywhere"
 
 
 # -- what is known before a block ----------------------------------------------------------------------------

@@ -15,7 +15,9 @@ from torch import Tensor
 
 from omni.kernels import Path, choose, wide
 
-FEW = 8  # tokens
+FEW = 128  # tokens
+LITTLE = 1 << 25  # operations that take less time than it takes to sort tokens by expert
+SMALL = 1 << 19  # weights that take no time to read
 
 
 def routed_experts(x: Tensor, indices: Tensor, weights: Tensor, up: Tensor, down: Tensor) -> Tensor:
@@ -51,7 +53,7 @@ def routed_experts_sorted(x, indices, weights, up, down):
 
 
 def routed_experts_few(x, indices, weights, up, down):
-    """The few tokens of a decoding step: all that is not a product is done once for all experts."""
+    """Few tokens: all that is not a product is done once for all experts."""
     (t, k), w = indices.shape, wide(x.dtype)
     chosen = indices.flatten().tolist()
     order = None
@@ -67,6 +69,13 @@ def routed_experts_few(x, indices, weights, up, down):
     if order is not None:
         done = torch.empty_like(done).index_copy(0, order, done)
     return torch.bmm(weights.to(w)[:, None], done.view(t, k, -1))[:, 0].to(x.dtype)
+
+
+def routed_experts_all(x, indices, weights, up, down):
+    """Every expert on every token, in two products: while that is little, less work than to find out who goes where."""
+    gates = weights.new_zeros(x.shape[0], up.shape[0]).scatter_add_(1, indices, weights)
+    hidden = F.relu(torch.matmul(x, up.mT), inplace=True).square_()  # (e, t, f)
+    return torch.bmm(hidden.mul_(gates.mT[..., None]), down.mT).sum(0)
 
 
 def routed_experts_by(
@@ -90,10 +99,20 @@ def routed_experts_by(
 
 
 def _few_tokens(x, indices, weights, up, down):
-    """A decoding step on a CPU in float32 or float64: narrower weights are multiplied after widening them."""
+    """A decoding step, or a short prompt."""
+    return 0 < x.shape[0] <= FEW and _plain(x, weights, up, down)
+
+
+def _little_work(x, indices, weights, up, down):
+    """The same of a small model."""
+    n = up.numel()
+    return n <= SMALL and 0 < 4 * x.shape[0] * n <= LITTLE and _plain(x, weights, up, down)
+
+
+def _plain(x, weights, up, down):
+    """On a CPU in float32 or float64, without gradients: narrower weights are multiplied after widening them."""
     return (
-        0 < x.shape[0] <= FEW
-        and x.device.type == "cpu"
+        x.device.type == "cpu"
         and x.dtype == weights.dtype == up.dtype == down.dtype == wide(x.dtype)
         and not torch.is_autocast_enabled("cpu")
         and not (torch.is_grad_enabled() and any(t.requires_grad for t in (x, weights, up, down)))
@@ -182,6 +201,7 @@ def _groupable(x, indices, weights, up, down):
 
 EXPERT_PATHS = (
     Path("grouped", routed_experts_grouped, _groupable),
+    Path("all", routed_experts_all, _little_work),
     Path("few", routed_experts_few, _few_tokens),
     Path("sorted", routed_experts_sorted),
     Path("reference", routed_experts_reference),

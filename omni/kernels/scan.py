@@ -266,7 +266,44 @@ def _head_sums(t: Tensor, b: int, p: int) -> Tensor:
     return rearrange(rearrange(t, "q l (r p) -> q l r p", p=p).sum(-1), "(b g) l r -> b g r l", b=b)
 
 
+def scan_block(x, dt, A, B, C, D, initial_state=None, chunk_size=128, segments=None):
+    """Few tokens: one chunk with as few calls as it takes, which is where the time of a small one goes."""
+    w = wide(x.dtype)
+    (b, n, h, p), (g, s) = x.shape, B.shape[2:]
+    x, B, C = (t.to(w).transpose(1, 2).reshape(-1, n, t.shape[3]) for t in (x, B, C))  # (b h, n, p), (b g, n, s)
+    dt = dt.to(w).mT  # (b, h, n)
+    state = x.new_zeros(b * g, h // g * p, s) if initial_state is None else initial_state.to(w).reshape(b * g, -1, s)
+    a = (dt * A.to(w)[:, None]).cumsum(2)
+    pairs = (a[..., :, None] - a[..., None, :]).clamp_(LEAST, 0.0).exp_().mul_(dt[:, :, None])
+    mixing = pairs.view(b * g, -1, n, n).mul_(torch.bmm(C, B.mT).tril_()[:, None])
+    enter, leave = a.clamp(min=LEAST).exp_(), (a[..., -1:] - a).clamp_(LEAST, 0.0).exp_().mul_(dt)
+    read = torch.bmm(C, state.mT).view(b * g, n, -1, p).transpose(1, 2).reshape(b * h, n, p)
+    y = torch.baddbmm(read.mul_(enter.view(b * h, n, 1)), mixing.view(b * h, n, n), x).view(b, h, n, p)
+    if D is not None:
+        y.addcmul_(x.view(b, h, n, p), D.to(w)[:, None, None])
+    taken = x.mT * leave.view(b * h, 1, n)
+    kept = state.view(b, h, -1) * enter[..., -1:]
+    state = torch.baddbmm(kept.view(state.shape), taken.reshape(b * g, -1, n), B)
+    return y.transpose(1, 2), state.view(b, h, p, s)
+
+
+BLOCK = 32  # tokens
+
+
+def _is_block(x, dt, A, B, C, D, initial_state, chunk_size, segments):
+    """On a CPU, without gradients. ``chunk_size`` is no less."""
+    n, tensors = x.shape[1], (x, dt, A, B, C, D, initial_state)
+    return (
+        0 < n <= min(BLOCK, chunk_size)
+        and segments is None
+        and x.device.type == "cpu"
+        and not torch.is_autocast_enabled("cpu")
+        and not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors))
+    )
+
+
 SCAN_PATHS = (
+    Path("block", scan_block, _is_block),
     Path("chunked", scan_chunked),
     Path("reference", scan_reference),
 )

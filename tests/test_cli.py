@@ -263,7 +263,8 @@ def test_what_no_shipped_model_has_learnt_needs_a_name(capsys, loaded, tmp_path,
     code, out, err = run(capsys, *arguments, "--out", tmp_path / "x.mp4")
     assert (code, out, loaded) == (1, "", [])
     assert err == f"omni animate: no shipped model has learnt {what}: name another\n"
-    assert run(capsys, *arguments, "--out", tmp_path / "x.mp4", "--model", "")[0] == 0
+    small = ("--frames", "5", "--steps", "1")
+    assert run(capsys, *arguments, *small, "--out", tmp_path / "x.mp4", "--model", "")[0] == 0
     assert loaded == [("", "auto")], "an empty name is a name"
 
 

@@ -19,7 +19,11 @@ STEPS = 10
 PROMPT, NEGATIVE = "A red ball rolls down a hill", "blurry."
 
 
-@pytest.fixture(scope="module", params=cosmos3_pipeline.SYSTEMS)
+SLOW = pytest.mark.slow
+SYSTEMS = [pytest.param(name, marks=SLOW if name == "shifted" else ()) for name in cosmos3_pipeline.SYSTEMS]
+
+
+@pytest.fixture(scope="module", params=SYSTEMS)
 def pair(request, tmp_path_factory):
     """Their pipeline, and the model that we load from its folder; each with a seed of its own."""
     folder = tmp_path_factory.mktemp(request.param)
@@ -40,7 +44,9 @@ def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
     return (noise(height, width, 3, seed=seed).float().sigmoid().numpy() * 255).astype(np.uint8)
 
 
-@pytest.mark.parametrize(("height", "width", "guidance"), [(32, 48, 4.0), (48, 80, 1.0), (16, 112, 7.0)])
+@pytest.mark.parametrize(
+    ("height", "width", "guidance"), [(32, 48, 4.0), pytest.param(48, 80, 1.0, marks=SLOW), (16, 112, 7.0)]
+)
 def test_pictures(pair, height, width, guidance):
     theirs, model = pair
     latents = start(height, width, 1)
@@ -70,7 +76,7 @@ def test_pictures(pair, height, width, guidance):
 
 @pytest.mark.parametrize(
     ("height", "width", "frames", "fps", "sound"),
-    [(32, 32, 9, 24.0, False), (48, 80, 5, 10.0, True), (16, 48, 17, 30.0, True)],
+    [(32, 32, 9, 24.0, False), pytest.param(48, 80, 5, 10.0, True, marks=SLOW), (16, 48, 17, 30.0, True)],
 )
 def test_videos(pair, height, width, frames, fps, sound):
     theirs, model = pair
@@ -114,7 +120,9 @@ def test_videos(pair, height, width, frames, fps, sound):
     assert found.frames[0].shape == (frames, height, width, 3)
 
 
-@pytest.mark.parametrize(("source", "height", "width"), [((40, 70), 32, 48), ((90, 33), 48, 80)])
+@pytest.mark.parametrize(
+    ("source", "height", "width"), [((40, 70), 32, 48), pytest.param((90, 33), 48, 80, marks=SLOW)]
+)
 def test_videos_that_begin_with_a_picture(pair, source, height, width):
     theirs, model = pair
     pixels = picture(*source)
@@ -142,7 +150,8 @@ def test_videos_that_begin_with_a_picture(pair, source, height, width):
 
 
 @pytest.mark.parametrize(
-    ("condition", "keep", "length"), [((0, 1), "first", 12), ((0, 1), "last", 12), ((1,), "first", 3)]
+    ("condition", "keep", "length"),
+    [pytest.param((0, 1), "first", 12, marks=SLOW), ((0, 1), "last", 12), ((1,), "first", 3)],
 )
 def test_videos_that_go_on(pair, condition, keep, length):
     theirs, model = pair

@@ -163,6 +163,7 @@ def test_all_variants_are_shown_the_same(done):
     assert a["seed"] == 1
 
 
+@pytest.mark.slow
 def test_a_stopped_study_goes_on_and_ends_the_same(done, tmp_path, monkeypatch):
     out, whole = done
     for sweep in out.glob("runs/*-rate*"):

@@ -284,6 +284,7 @@ def test_frozen_parts_stay_as_they_are(tmp_path):
         train(path, out=tmp_path / "other")
 
 
+@pytest.mark.slow
 def test_two_processes_share_each_step(recipe, tmp_path):
     """One step on two processes is one step along the mean of their gradients, and only the first says so."""
     stage = {**RECIPE["stages"][0], "lr": 0.1}

@@ -55,7 +55,8 @@ class DiffusionLosses(nn.Module):
         masked = masked_at(blocks, stratified(len(blocks), device), ordered)
         noisy, t = blocks.noisy(masked, model.tokens.mask)
         logits, targets = model.denoise_tokens(noisy, t, contexts, where=masked), blocks.tokens[masked]
-        loss = F.cross_entropy(logits.float(), targets, reduction="sum") / _share(masked.sum())
+        weights = _weights(masked, plan.half)[masked]
+        loss = (F.cross_entropy(logits.float(), targets, reduction="none") * weights).sum() / _share(weights.sum())
         right = (logits.argmax(dim=-1) == targets).float().mean()
         return {"diffuse": (plan.weight, loss), "diffuse_right": (0.0, right.detach())}
 
@@ -124,8 +125,19 @@ def ends(model: Omni) -> frozenset[int]:
     return frozenset(found if isinstance(found, list) else [found])
 
 
+def _weights(masked: Tensor, half: float | None) -> Tensor:
+    """(k, S) -> what each place counts: half as much every ``half`` places behind the block's first mask; None: 1."""
+    if half is None:
+        return torch.ones(masked.shape, device=masked.device)
+    places = torch.arange(masked.shape[1], device=masked.device)
+    return 0.5 ** ((places - masked.int().argmax(dim=1, keepdim=True)) / half)
+
+
 def _share(count: Tensor) -> Tensor:
-    """What this process divides by so that the mean of all processes is one over all their masked tokens."""
+    """What this process divides by so that the mean of all processes is one over all their masked tokens.
+
+    ``count``: of this process, or the sum of their weights.
+    """
     total = count.to(torch.float64)
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return total.float()

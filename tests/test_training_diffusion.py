@@ -253,6 +253,34 @@ def test_the_loss_is_the_mean_over_masked_tokens_and_only_the_denoiser_learns(tm
     assert own.model.context.training
 
 
+def test_what_is_near_may_count_more_and_masks_may_be_ordered(tmp_path):
+    plain = {"size": 4, "mixture": {"talk": 1}, "draws": 2}
+    own = module(tmp_path, plain | {"ordered": 1.0, "half": 2.0})
+    plan, batch = made(own)
+    torch.manual_seed(5)
+    _, loss = own.diffuse_losses(plan, batch)["diffuse"]
+    torch.manual_seed(5)
+    blocks = own.diffusion.blocks(own.model, plan, batch)
+    t = stratified(len(blocks))
+    torch.rand(len(blocks))  # which blocks are ordered: all
+    masked = masked_at(blocks, t, torch.ones(len(blocks), dtype=torch.bool))
+    noisy, t = blocks.noisy(masked, MASK)
+    with torch.no_grad(), reading_only(own.model):
+        logits = own.model.denoise_tokens(noisy, t, own.model.contexts(batch.input_ids, blocks.rows, blocks.starts))
+    total = weights = 0.0
+    for row in range(len(blocks)):
+        places = masked[row].nonzero().flatten().tolist()
+        for place in places:
+            weight = 0.5 ** ((place - places[0]) / 2)
+            total += weight * float(F.cross_entropy(logits[row, place], blocks.tokens[row, place]))
+            weights += weight
+    assert float(loss) == pytest.approx(total / weights, rel=1e-5)
+    with pytest.raises(ConfigError, match="half is 0"):
+        DiffusePlan(**plain, half=0)
+    with pytest.raises(ConfigError, match="ordered is 2"):
+        DiffusePlan(**plain, ordered=2)
+
+
 def test_blocks_begin_anywhere_or_with_the_answer(tmp_path):
     own = module(tmp_path)
     _, batch = made(own)

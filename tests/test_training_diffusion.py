@@ -261,9 +261,8 @@ def test_what_is_near_may_count_more_and_masks_may_be_ordered(tmp_path):
     _, loss = own.diffuse_losses(plan, batch)["diffuse"]
     torch.manual_seed(5)
     blocks = own.diffusion.blocks(own.model, plan, batch)
-    t = stratified(len(blocks))
     torch.rand(len(blocks))  # which blocks are ordered: all
-    masked = masked_at(blocks, t, torch.ones(len(blocks), dtype=torch.bool))
+    masked = masked_at(blocks, stratified(len(blocks)), torch.ones(len(blocks), dtype=torch.bool))
     noisy, t = blocks.noisy(masked, MASK)
     with torch.no_grad(), reading_only(own.model):
         logits = own.model.denoise_tokens(noisy, t, own.model.contexts(batch.input_ids, blocks.rows, blocks.starts))

@@ -72,8 +72,12 @@ class Rotary(nn.Module):
         """positions (3, b, n) -> cos, sin (b, 1, n, p) in float32: large positions lose their place in bfloat16."""
         exponents = torch.arange(self.half, device=positions.device, dtype=torch.float32) / self.half
         frequencies = self.theta**-exponents
-        axes = torch.tensor(self.axes, device=positions.device)
-        angles = rearrange(positions.float(), "a b n -> b n a")[..., axes] * frequencies  # (b, n, p / 2)
+        if any(self.axes):
+            axes = torch.tensor(self.axes, device=positions.device)
+            places = rearrange(positions.float(), "a b n -> b n a")[..., axes]
+        else:
+            places = positions[0].float()[..., None]
+        angles = places * frequencies  # (b, n, p / 2)
         angles = torch.cat([angles, angles], dim=-1).unsqueeze(1)
         return angles.cos(), angles.sin()
 

@@ -29,8 +29,7 @@ from omni.model import Omni
 from omni.pipelines.chat import Chat, Reply
 
 LENGTHS = (1, 2, 3, 4, 6, 8)  # of drafts
-THRESHOLDS = (0.5, 0.7, 0.8, 0.9, 0.95)
-THRESHOLD = 0.8  # the published operating point
+THRESHOLDS = (0.5, 0.8, 0.9, 0.95, 0.99)  # beside the model's own
 BLOCKS = (4, 8, 32)  # beside the model's own
 PARTS = {"seeds": "Mamba seeds", "remask": "looking again", "time": "the time"}
 TOKENS = 256  # of an answer at most
@@ -81,8 +80,8 @@ def bench_decoding(
     chat, known = Chat(loaded), problems(seed, scored)
     rows, targets = measure(chat, [*shown(known, timed), strange(timed // 2 or 1)], chosen, turns)
     shares = scores(chat, known, chosen)
-    targets += [_share(name, share) for name, share in shares.items()]
-    targets += [_headline(row) for row in rows if row.name == f"known, threshold {THRESHOLD:g}"]
+    targets += [_share(name, share, name == own_way(loaded)) for name, share in shares.items()]
+    targets += [_headline(row) for row in rows if row.name == f"known, {own_way(loaded)}"]
     if plot is not None:
         draw(plot, rows, shares)
     settings = {
@@ -105,8 +104,10 @@ def ways(model: Omni, quick: bool = False) -> list[Way]:
         found += [Way(f"{k} drafts", {"drafts": k, "adaptive": False}) for k in LENGTHS]
         found.append(Way(f"up to {LENGTHS[-1]} drafts", {"drafts": LENGTHS[-1]}))
     if model.config.diffusion is not None:
-        own = {"decode": "diffusion", "threshold": THRESHOLD}
-        found += [Way(f"threshold {g:g}", own | {"threshold": g}, same=False) for g in THRESHOLDS]
+        threshold = model.config.diffusion.threshold
+        own = {"decode": "diffusion", "threshold": threshold}
+        for g in sorted({*THRESHOLDS, threshold}):
+            found.append(Way(f"threshold {g:g}", own | {"threshold": g}, same=False, strange=g == threshold))
         found += [Way(f"blocks of {n}", own | {"block": n}, same=False, strange=False) for n in BLOCKS]
         found += [Way(f"without {what}", own | {"ablate": (name,)}, False, False) for name, what in PARTS.items()]
         found.append(Way("lossless", own | {"lossless": True}))
@@ -114,7 +115,12 @@ def ways(model: Omni, quick: bool = False) -> list[Way]:
         raise ValueError(
             "this model writes token by token only: it has neither a prediction block nor a denoiser of text"
         )
-    return [way for way in found if way.name in ("2 drafts", "threshold 0.8", "lossless")] if quick else found
+    return [way for way in found if way.name in ("2 drafts", own_way(model), "lossless")] if quick else found
+
+
+def own_way(model: Omni) -> str | None:
+    """The name of block diffusion at the model's own threshold: its operating point."""
+    return None if model.config.diffusion is None else f"threshold {model.config.diffusion.threshold:g}"
 
 
 # -- speed -------------------------------------------------------------------------------------------------------------
@@ -182,9 +188,8 @@ def score(chat: Chat, known: Text, **options: Any) -> float:
     return right / len(known.conversations)
 
 
-def _share(name: str, share: float) -> Target:
-    least = KEPT_SCORE if name == f"threshold {THRESHOLD:g}" else None
-    return Target(f"known, {name}: share of plain decoding's score", share, least)
+def _share(name: str, share: float, judged: bool) -> Target:
+    return Target(f"known, {name}: share of plain decoding's score", share, KEPT_SCORE if judged else None)
 
 
 def _headline(row: Row) -> Target:

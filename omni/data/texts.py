@@ -7,18 +7,23 @@ A world of texts is added by its function from a seed to messages.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from random import Random
 
 import torch
 from torch import Tensor
 
 from omni.data.batches import Batch, Encoding, answer_labels, pad_answers
-from omni.data.reasoning import sample_reasoning
+from omni.data.reasoning import KINDS, sample_reasoning
 from omni.data.text import sample_text
 from omni.losses import IGNORED
 
-TEXTS: dict[str, Callable[[int], list[dict]]] = {"talk": sample_text, "reason": sample_reasoning}
-"""Worlds of dialogues by name: messages of a seed."""
+TEXTS: dict[str, Callable[[int], list[dict]]] = {
+    "talk": sample_text,
+    "reason": sample_reasoning,
+    **{f"reason_{kind}": partial(sample_reasoning, kind=kind) for kind in KINDS},
+}
+"""Worlds of dialogues by name: messages of a seed. Of the problems, each kind alone too."""
 
 TRIES = 1024  # texts in a row that may be too long before a width is refused
 

@@ -6,8 +6,7 @@ place, so that a replayed token is rounded alike.
 """
 
 import dataclasses
-import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -142,7 +141,7 @@ class Fed(NamedTuple):
 
     xbc: Tensor  # (b, n, c)
     dt: Tensor  # (b, n, h)
-    step: Callable  # (xbc (b, c), dt (b, h), slot): the slot is one token further
+    step: Callable  # (xbc, dt, slot, counts (b,) or None): the slot is so many tokens further, or all of them
     at: Callable  # (xbc, dt, conv, ssm, rows (k,), counts (k,)) -> conv, ssm of k places
 
 
@@ -201,28 +200,24 @@ class MambaSlot:
 
     def _replay(self, accepted: Tensor, least: int, most: int) -> None:
         self.put(self.saved)
-        for i, (xbc, dt, step) in enumerate(itertools.islice(self._fed(), most)):
-            if i < least:
-                step(xbc, dt, self)
-                continue
-            ahead = self.map(torch.clone)
-            step(xbc, dt, ahead)
-            for name, further in ahead.tensors().items():
-                keep = (i < accepted).view(-1, *[1] * (further.dim() - 1))
-                self.put({name: torch.where(keep, further, getattr(self, name))})
+        if most:
+            xbc, dt, step = self._fed()
+            step(xbc[:, :most], dt[:, :most], self, None if least == most else accepted)
 
-    def _fed(self) -> Iterator[tuple[Tensor, Tensor, Callable]]:
-        """Token by token what the window was fed: xBC (b, c), dt (b, h), step."""
-        for xbc, dt, step, _ in self.window:
-            for i in range(xbc.shape[1]):
-                yield xbc[:, i], dt[:, i], step
+    def _fed(self) -> tuple[Tensor, Tensor, Callable]:
+        """All that the window was fed, xBC (b, n, c) and dt (b, n, h), and how it is read."""
+        last = self.window[-1]
+        if len(self.window) == 1:
+            return last.xbc, last.dt, last.step
+        xbc, dt = (torch.cat([getattr(call, name) for call in self.window], dim=1) for name in ("xbc", "dt"))
+        return xbc, dt, last.step
 
     def branch(self, rows: Tensor, counts: Tensor) -> "MambaSlot":
         """The states of ``rows`` (k,) behind their first ``counts`` (k,) tokens of the window."""
         began = dataclasses.replace(self, window=None, saved=None, snapshots=None, **self.saved)
         found = began.map(lambda t: t.index_select(0, rows))
         if self.window:
-            xbc, dt = (torch.cat([getattr(fed, name) for fed in self.window], dim=1) for name in ("xbc", "dt"))
+            xbc, dt, _ = self._fed()
             found.conv, state = self.window[-1].at(xbc, dt, began.conv, began.state(), rows, counts)
             found.keep(state, counts)
         return found
@@ -251,6 +246,21 @@ class RoundedSlot(MambaSlot):
             self.ssm = to_half(state.float(), u)
         else:
             self.ssm, self.scale = to_int8(state.float(), u)
+
+    def _replay(self, accepted: Tensor, least: int, most: int) -> None:
+        """Token by token: each of them rounds, as it would have if it had been read alone."""
+        self.put(self.saved)
+        xbc, dt, step = self._fed() if most else (None, None, None)
+        for i in range(most):
+            one = slice(i, i + 1)
+            if i < least:
+                step(xbc[:, one], dt[:, one], self, None)
+                continue
+            ahead = self.map(torch.clone)
+            step(xbc[:, one], dt[:, one], ahead, None)
+            for name, further in ahead.tensors().items():
+                keep = (i < accepted).view(-1, *[1] * (further.dim() - 1))
+                self.put({name: torch.where(keep, further, getattr(self, name))})
 
     def tensors(self) -> dict[str, Tensor]:
         scale = {} if self.scale is None else {"scale": self.scale}

@@ -14,7 +14,7 @@ from omni.kernels.experts import EXPERT_PATHS, routed_experts
 from omni.kernels.groups import Groups
 from omni.kernels.linear import LINEAR_PATHS, project
 from omni.kernels.norm import NORM_PATHS, gated_rms_norm, rms_norm
-from omni.kernels.scan import SCAN_PATHS, STATES_PATHS, scan, scan_states, scan_step
+from omni.kernels.scan import SCAN_PATHS, STATES_PATHS, scan, scan_advance, scan_states, scan_step
 
 TOLERANCE = {  # of the largest entry of the reference: (values, gradients)
     torch.float64: (1e-12, 1e-11),
@@ -249,6 +249,22 @@ def test_scan_steps_equal_one_scan(path, grad, dtype):
             if grad:
                 assert torch.equal(given, before)
     close(held, last, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("counts", [None, [0, 6], [3, 1]], ids=str)
+def test_advancing_leaves_the_state_of_single_steps_bit_by_bit(counts, dtype):
+    x, dt, A, B, C, D, state = scan_inputs(2, 6, 4, 3, 2, 5, dtype)
+    held = state.to(torch.promote_types(dtype, torch.float32))
+    expected = held.clone()
+    with torch.no_grad():
+        for row in range(2):
+            for t in range(6 if counts is None else counts[row]):
+                one = (x[row : row + 1, t], dt[row : row + 1, t], A, B[row : row + 1, t], C[row : row + 1, t], D)
+                scan_step(*one, expected[row : row + 1])
+    found = scan_advance(x, dt, A, B, held, None if counts is None else torch.tensor(counts))
+    assert found is held
+    assert torch.equal(found, expected)
 
 
 def test_scan_step_has_gradients():

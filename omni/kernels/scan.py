@@ -429,6 +429,28 @@ def scan_step_fused(x, dt, A, B, C, D, state):
     return (y if D is None else torch.addcmul(y, x, D.to(w)[:, None])), state
 
 
+@torch.no_grad()
+def scan_advance(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, state: Tensor, counts: Tensor | None = None) -> Tensor:
+    """The state behind several tokens, bit by bit as :func:`scan_step` leaves it after each, without outputs.
+
+    x (b, n, h, p), dt (b, n, h), A (h,), B (b, n, g, s); state (b, h, p, s) is overwritten and returned. Each row takes
+    its first ``counts`` (b,) tokens; None: all.
+    """
+    w, n = wide(x.dtype), x.shape[1]
+    b, h, p, s = state.shape
+    g = B.shape[2]
+    x, dt, A, B = (t.to(w) for t in (x, dt, A, B))
+    decay, taken = (dt * A).clamp(min=LEAST).exp(), x * dt[..., None]
+    if counts is not None:
+        behind = torch.arange(n, device=x.device) >= counts[:, None]
+        decay, taken = decay.masked_fill(behind[..., None], 1.0), taken.masked_fill(behind[..., None, None], 0.0)
+    grouped = state.view(b, g, h // g, p, s)
+    decay, taken = decay.view(b, n, g, -1, 1, 1), taken.view(b, n, g, -1, p, 1)
+    for t in range(n):
+        grouped.mul_(decay[:, t]).addcmul_(taken[:, t], B[:, t, :, None, None])
+    return state
+
+
 STEP_PATHS = (
     Path("fused", scan_step_fused),
     Path("reference", scan_step_reference),
@@ -439,6 +461,7 @@ __all__ = [
     "STATES_PATHS",
     "STEP_PATHS",
     "scan",
+    "scan_advance",
     "scan_chunked",
     "scan_reference",
     "scan_states",

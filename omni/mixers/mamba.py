@@ -17,9 +17,12 @@ from torch import Tensor, nn
 from omni.cache import Fed, MambaSlot
 from omni.config import MambaConfig
 from omni.kernels.conv import causal_conv, conv_step
-from omni.kernels.scan import scan, scan_states, scan_step
+from omni.kernels.scan import scan, scan_advance, scan_states, scan_step
 from omni.layers import GatedRMSNorm, Linear, wide
 from omni.mixers.layout import Layout
+
+LANES = 16
+"""Numbers of float32 in the widest register of a processor."""
 
 
 class Mamba(nn.Module):
@@ -107,9 +110,28 @@ class Mamba(nn.Module):
         return torch.stack(found, dim=1)
 
     @torch.no_grad()
-    def _advance(self, xbc: Tensor, dt: Tensor, slot: MambaSlot) -> None:
-        """One token of a window further; used to replay what was accepted."""
-        self._one(xbc, dt, slot)
+    def _advance(self, xbc: Tensor, dt: Tensor, slot: MambaSlot, counts: Tensor | None) -> None:
+        """Many tokens, of which only the states are wanted; used to replay what was accepted.
+
+        Bit by bit what :meth:`_one` leaves. Each row goes ``counts`` (b,) tokens further; None: all.
+        """
+        (b, n, c), taps = xbc.shape, self.config.d_conv - 1
+        history = torch.cat([slot.conv.to(xbc.dtype), xbc], dim=1)
+        windows = history.unfold(1, taps, 1)[:, :n].mT  # (b, n, w - 1, c)
+        tokens = n if c % LANES == 0 else 1  # a processor rounds what fills no whole register in another way
+        parts = zip(xbc.split(tokens, dim=1), windows.split(tokens, dim=1), strict=True)
+        mixed = torch.cat([self._mixed(*part) for part in parts], dim=1)
+        x, B, _ = self._split(mixed)
+        state = scan_advance(x, dt, self._a(dt.dtype), B, slot.state(), counts)
+        columns = torch.arange(taps, device=xbc.device) + (n if counts is None else counts[:, None])
+        columns = columns.expand(b, taps)[..., None].expand(-1, -1, c)
+        slot.conv = history.gather(1, columns).to(slot.conv.dtype)
+        slot.keep(state, n if counts is None else counts)
+
+    def _mixed(self, xbc: Tensor, windows: Tensor) -> Tensor:
+        """Tokens (b, n, c), each behind its own window (b, n, w - 1, c), as :meth:`_one` mixes one."""
+        own = windows.flatten(0, 1).clone()  # it is shifted in place
+        return conv_step(xbc.flatten(0, 1), self.conv1d.weight[:, 0], self.conv1d.bias, own).view(xbc.shape)
 
     def _states_at(
         self, xbc: Tensor, dt: Tensor, conv: Tensor, ssm: Tensor, rows: Tensor, counts: Tensor

@@ -3,6 +3,7 @@
     drafts k       the prediction block drafts k tokens, the model reads them in one pass     the text stays the same
     threshold g    the denoiser fills blocks of masks, surest first                           the text may change
     lossless       the same, and the context tower keeps what it would have written itself    the text stays the same
+      in n passes    ... a block has at most so many passes of the denoiser
     without ...    the same without a part of it that must matter                             the text falls apart
 
     known     held-out problems of the world that the model was trained on, with their working
@@ -31,6 +32,7 @@ from omni.pipelines.chat import Chat, Reply
 LENGTHS = (1, 2, 3, 4, 6, 8)  # of drafts
 THRESHOLDS = (0.5, 0.8, 0.9, 0.95, 0.99)  # beside the model's own
 BLOCKS = (4, 8, 32)  # beside the model's own
+PASSES = (1, 2, 3)  # of a block that is drafted losslessly, beside as many as it takes
 PARTS = {"seeds": "Mamba seeds", "remask": "looking again", "time": "the time"}
 TOKENS = 256  # of an answer at most
 AT_ONCE = 32  # conversations of a batch where only the score is asked for
@@ -81,7 +83,8 @@ def bench_decoding(
     rows, targets = measure(chat, [*shown(known, timed), strange(timed // 2 or 1)], chosen, turns)
     shares = scores(chat, known, chosen)
     targets += [_share(name, share, name == own_way(loaded)) for name, share in shares.items()]
-    targets += [_headline(row) for row in rows if row.name == f"known, {own_way(loaded)}"]
+    judged = [f"known, {name}" for name in (own_way(loaded), "lossless in 1 pass")]
+    targets += [_headline(row) for row in rows if row.name in judged]
     if plot is not None:
         draw(plot, rows, shares)
     settings = {
@@ -110,12 +113,14 @@ def ways(model: Omni, quick: bool = False) -> list[Way]:
             found.append(Way(f"threshold {g:g}", own | {"threshold": g}, same=False, strange=g == threshold))
         found += [Way(f"blocks of {n}", own | {"block": n}, same=False, strange=False) for n in BLOCKS]
         found += [Way(f"without {what}", own | {"ablate": (name,)}, False, False) for name, what in PARTS.items()]
-        found.append(Way("lossless", own | {"lossless": True}))
+        sure = own | {"lossless": True}
+        found += [Way(f"lossless in {n} pass{'es' * (n > 1)}", sure | {"steps": n}, strange=n == 1) for n in PASSES]
+        found.append(Way("lossless", sure))
     if not found:
         raise ValueError(
             "this model writes token by token only: it has neither a prediction block nor a denoiser of text"
         )
-    return [way for way in found if way.name in ("2 drafts", own_way(model), "lossless")] if quick else found
+    return [way for way in found if way.name in ("2 drafts", own_way(model), "lossless in 1 pass")] if quick else found
 
 
 def own_way(model: Omni) -> str | None:

@@ -377,8 +377,9 @@ class DiffusePlan:
     ``mixture`` weighs the worlds of texts (``TEXTS`` of :mod:`omni.data.texts`). Every block is masked at ``draws``
     levels. In a share ``aligned`` of the texts the blocks begin where the first answer does, as they do when one is
     written; in the others anywhere. A share ``ordered`` of the blocks is masked from some place on, more or less, as a
-    sampler leaves them that reveals what is sure; the others anywhere. Every ``half`` places behind the first mask of
-    its block a token counts half as much: what comes next must be right, what is far is mostly not to be known yet.
+    sampler leaves them that reveals what is sure; the others anywhere. Of a share ``begun`` only the first token is
+    known, as when a lossless sampler begins. Every ``half`` places behind the first mask of its block a token counts
+    half as much: what comes next must be right, what is far is mostly not to be known yet.
     """
 
     size: int
@@ -388,6 +389,7 @@ class DiffusePlan:
     block: int | None = None  # tokens of a block; None: the model's own
     aligned: float = 0.5
     ordered: float = 0.0
+    begun: float = 0.0
     half: float | None = None
     repeat_end: bool = False  # behind an end a block learns to repeat it; else nothing is asked there
     begin: bool | None = None  # as a copy of the context tower; None: if the denoiser has learnt nothing yet
@@ -399,6 +401,7 @@ class DiffusePlan:
         _check_counts(self, "size", "width", "draws", "every")
         _check(self, "aligned", 0, 1)
         _check(self, "ordered", 0, 1)
+        _check(self, "begun", 0, 1)
         if self.half is not None:
             _check(self, "half", 0.1, 1e6)
         _check_mixture(self, "worlds of texts")

@@ -50,9 +50,7 @@ class DiffusionLosses(nn.Module):
             raise ValueError("no text of the batch has a token to learn that has another before it")
         with reading_only(model.context):
             contexts = model.contexts(batch.input_ids, blocks.rows, blocks.starts)
-        device = blocks.rows.device
-        ordered = torch.rand(len(blocks), device=device) < plan.ordered if plan.ordered else None
-        masked = masked_at(blocks, stratified(len(blocks), device), ordered)
+        masked = _masked(blocks, plan)
         noisy, t = blocks.noisy(masked, model.tokens.mask)
         logits, targets = model.denoise_tokens(noisy, t, contexts, where=masked), blocks.tokens[masked]
         weights = _weights(masked, plan.half)[masked]
@@ -123,6 +121,19 @@ def ends(model: Omni) -> frozenset[int]:
     """Ids that end a text."""
     found = model.config.special_tokens.get("eos", [])
     return frozenset(found if isinstance(found, list) else [found])
+
+
+def _masked(blocks: Blocks, plan: DiffusePlan) -> Tensor:
+    """(k, S) where the blocks are masked, as the plan says."""
+    k, device = len(blocks), blocks.rows.device
+    ordered = torch.rand(k, device=device) < plan.ordered if plan.ordered else None
+    masked = masked_at(blocks, stratified(k, device), ordered)
+    if not plan.begun:
+        return masked
+    begun = torch.rand(k, device=device) < plan.begun
+    behind = blocks.learnt.clone()
+    behind[:, 0] = False
+    return torch.where((begun & behind.any(dim=1))[:, None], behind, masked)
 
 
 def _weights(masked: Tensor, half: float | None) -> Tensor:

@@ -280,6 +280,20 @@ def test_what_is_near_may_count_more_and_masks_may_be_ordered(tmp_path):
         DiffusePlan(**plain, ordered=2)
 
 
+def test_of_a_begun_block_the_first_token_is_known(tmp_path):
+    own = module(tmp_path)
+    _, batch = made(own)
+    seen, denoise = [], own.model.denoise_tokens
+    own.model.denoise_tokens = lambda *args, where: seen.append(where) or denoise(*args, where=where)
+    torch.manual_seed(5)
+    for begun in (1.0, 0.0):
+        own.diffusion.losses(own.model, DiffusePlan(size=4, mixture={"talk": 1}, begun=begun), batch)
+    several = [where[where.sum(dim=1) > 1] for where in seen]
+    assert len(several[0]) > 3
+    assert not bool(several[0][:, 0].any())
+    assert bool(several[1][:, 0].any()), "else it may be masked like any other"
+
+
 def test_blocks_begin_anywhere_or_with_the_answer(tmp_path):
     own = module(tmp_path)
     _, batch = made(own)

@@ -16,9 +16,9 @@ def ways(model: Omni) -> dict[str, dict[str, Any]]:
     """Name -> options of a chat."""
     found: dict[str, dict[str, Any]] = {"token by token": {}}
     if model.mtp is not None:
-        found["drafts of 3, verified"] = {"drafts": 3}
+        found["drafts of 6, verified"] = {"drafts": 6}
     if model.config.diffusion is not None:
-        found["blocks, denoised"] = {"decode": "diffusion"}
+        found["blocks, denoised in one pass, verified"] = {"decode": "diffusion", "lossless": True, "steps": 1}
     return found
 
 

@@ -83,7 +83,7 @@ def bench_decoding(
     rows, targets = measure(chat, [*shown(known, timed), strange(timed // 2 or 1)], chosen, turns)
     shares = scores(chat, known, chosen)
     targets += [_share(name, share, name == own_way(loaded)) for name, share in shares.items()]
-    judged = [f"known, {name}" for name in (own_way(loaded), "lossless in 1 pass")]
+    judged = [f"known, {name}" for name in (own_way(loaded), "lossless in 2 passes")]
     targets += [_headline(row) for row in rows if row.name in judged]
     if plot is not None:
         draw(plot, rows, shares)

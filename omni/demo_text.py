@@ -18,7 +18,7 @@ def ways(model: Omni) -> dict[str, dict[str, Any]]:
     if model.mtp is not None:
         found["drafts of 6, verified"] = {"drafts": 6}
     if model.config.diffusion is not None:
-        found["blocks, denoised in one pass, verified"] = {"decode": "diffusion", "lossless": True, "steps": 1}
+        found["blocks, denoised in two passes, verified"] = {"decode": "diffusion", "lossless": True, "steps": 2}
     return found
 
 

@@ -169,7 +169,7 @@ TEXT = OmniConfig(
     context=TEXT_CONTEXT,
     mtp=MTPConfig(pattern="*-", depth=3),
     denoiser=replace(TEXT_CONTEXT, time=TimeConfig(mode="adaln")),
-    diffusion=TokenDiffusionConfig(),
+    diffusion=TokenDiffusionConfig(threshold=0.9),
     max_positions=2048,
     special_tokens={"bos": 1, "eos": [11, 2], "mask": 3, "pad": 21},
 )

@@ -115,7 +115,7 @@ def ways(model: Omni, quick: bool = False) -> list[Way]:
         found += [Way(f"without {what}", own | {"ablate": (name,)}, False, False) for name, what in PARTS.items()]
         sure = own | {"lossless": True}
         found += [Way(f"lossless in {n} pass{'es' * (n > 1)}", sure | {"steps": n}, strange=n == 1) for n in PASSES]
-        found.append(Way("lossless", sure))
+        found.append(Way("lossless", sure, strange=False))
     if not found:
         raise ValueError(
             "this model writes token by token only: it has neither a prediction block nor a denoiser of text"

@@ -31,9 +31,9 @@ def asked() -> list[Text]:
 
 
 def test_every_way_has_its_time_and_what_a_pass_gives(chat):
-    chosen = [way for way in ways(chat.model) if way.name in ("3 drafts", "threshold 0.8", "lossless")]
+    chosen = [way for way in ways(chat.model) if way.name in ("3 drafts", "threshold 0.8", "lossless in 1 pass")]
     rows, targets = measure(chat, asked(), chosen, 2)
-    assert [row.name for row in rows] == ["strange, 3 drafts", "strange, threshold 0.8", "strange, lossless"]
+    assert [row.name for row in rows] == ["strange, 3 drafts", "strange, threshold 0.8", "strange, lossless in 1 pass"]
     assert [(row.ours, row.theirs, row.ratio) for row in rows] == [pytest.approx((500 / 12, 1000 / 12, 2.0))] * 3
     assert [row.spread for row in rows] == [(2.0, 2.0)] * 3
     assert [target.name.split(":")[0] for target in targets] == [row.name for row in rows]

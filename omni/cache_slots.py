@@ -250,7 +250,9 @@ class RoundedSlot(MambaSlot):
     def _replay(self, accepted: Tensor, least: int, most: int) -> None:
         """Token by token: each of them rounds, as it would have if it had been read alone."""
         self.put(self.saved)
-        xbc, dt, step = self._fed() if most else (None, None, None)
+        if not most:
+            return
+        xbc, dt, step = self._fed()
         for i in range(most):
             one = slice(i, i + 1)
             if i < least:

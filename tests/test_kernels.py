@@ -4,44 +4,18 @@ import math
 
 import pytest
 import torch
+from kernel_cases import DTYPES, close, expert_inputs, fast, leaves, packed, random, scan_inputs
 from torch import Tensor
 
-from omni.kernels import choose, force
 from omni.kernels import conv as conv_module
+from omni.kernels import force
 from omni.kernels.attention import ATTENTION_PATHS, GROUPED_PATHS, attend, attend_in_groups
 from omni.kernels.conv import CONV_PATHS, causal_conv, conv_step
 from omni.kernels.experts import EXPERT_PATHS, routed_experts
 from omni.kernels.groups import Groups
 from omni.kernels.linear import LINEAR_PATHS, project
 from omni.kernels.norm import NORM_PATHS, gated_rms_norm, rms_norm
-from omni.kernels.scan import SCAN_PATHS, STATES_PATHS, scan, scan_advance, scan_states, scan_step
-
-TOLERANCE = {  # of the largest entry of the reference: (values, gradients)
-    torch.float64: (1e-12, 1e-11),
-    torch.float32: (1e-5, 1e-4),
-    torch.bfloat16: (1e-2, 4e-2),
-}
-DTYPES = [torch.float64, torch.float32, torch.bfloat16]
-
-
-READING = ("block", "all")  # paths that are for few tokens without gradients
-
-
-def fast(paths):
-    return [path.name for path in paths if path.name not in ("reference", *READING)]
-
-
-def close(actual: Tensor, expected: Tensor, dtype: torch.dtype, kind: int = 0) -> None:
-    limit = TOLERANCE[dtype][kind] * max(expected.abs().max().item(), 0.1)
-    torch.testing.assert_close(actual, expected, rtol=0, atol=limit)
-
-
-def random(*shape: int, dtype=torch.float64, scale: float = 1.0) -> Tensor:
-    return (torch.randn(*shape) * scale).to(dtype)
-
-
-def leaves(*tensors: Tensor) -> list[Tensor]:
-    return [t.detach().requires_grad_() for t in tensors]
+from omni.kernels.scan import SCAN_PATHS, STATES_PATHS, scan, scan_states, scan_step
 
 
 def with_gradients(op: str, path: str, call, inputs: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
@@ -71,29 +45,6 @@ def compare(op: str, path: str, call, inputs: list[Tensor], dtype: torch.dtype) 
 
 
 # --- scan ---------------------------------------------------------------------------------------------------------
-
-
-def scan_inputs(b: int, n: int, h: int, p: int, g: int, s: int, dtype=torch.float64) -> list[Tensor]:
-    """x, dt, A, B, C, D, initial state. One row ends in padding: dt is 0 there."""
-    torch.manual_seed(n * 31 + h)
-    dt = torch.rand(b, n, h)
-    dt[0, n - n // 4 :] = 0
-    return [
-        random(b, n, h, p, dtype=dtype),
-        dt.to(dtype),
-        -torch.rand(h).to(dtype) * 2,
-        random(b, n, g, s, dtype=dtype),
-        random(b, n, g, s, dtype=dtype),
-        random(h, dtype=dtype),
-        random(b, h, p, s, dtype=dtype),
-    ]
-
-
-def packed(b: int, n: int, ids: int = 3) -> Tensor:
-    """Sorted ids in the first row; the last row comes back to an id that it had before."""
-    segments = torch.randint(0, ids, (b, n)).sort(dim=1).values
-    segments[-1, n // 2 :] = segments[-1, 0]
-    return segments
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -176,32 +127,6 @@ def test_scan_survives_slow_and_abrupt_decay(path, decay):
         compare("scan", path, call, inputs, torch.float32)
 
 
-@pytest.mark.parametrize("decay", [1e-6, 1.0, 50.0, 1e4])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("b", "n", "h", "p", "g"), [(1, 1, 1, 3, 1), (2, 16, 6, 5, 3), (3, 32, 4, 8, 1)])
-def test_a_block_of_few_tokens_equals_the_recurrence(b, n, h, p, g, dtype, decay):
-    x, dt, A, B, C, D, state = scan_inputs(b, n, h, p, g, 7, dtype)
-    for more in ((D, state), (None, state), (D, None)):
-        args = (x, dt, A * decay, B, C, more[0], more[1], n, None)
-        assert choose("scan", SCAN_PATHS, *args).__name__ == "scan_block"
-        with force("scan", "reference"):
-            expected = scan(*args[:6], initial_state=args[6])
-        found = scan(*args[:6], initial_state=args[6], chunk_size=n)
-        for f, e in zip(found, expected, strict=True):
-            assert (f.shape, f.dtype) == (e.shape, e.dtype)
-            close(f, e, dtype)
-
-
-def test_a_block_is_not_taken_where_it_does_not_know_enough():
-    x, dt, A, B, C, D, state = scan_inputs(2, 16, 4, 3, 2, 5)
-    segments = packed(2, 16)
-    named = lambda *args: choose("scan", SCAN_PATHS, *args).__name__  # noqa: E731
-    assert named(x, dt, A, B, C, D, state, 16, None) == "scan_block"
-    assert named(x, dt, A, B, C, D, state, 8, None) == "scan_chunked"  # shorter chunks are asked for
-    assert named(x, dt, A, B, C, D, state, 16, segments) == "scan_chunked"
-    assert named(x.clone().requires_grad_(), dt, A, B, C, D, state, 16, None) == "scan_chunked"
-
-
 def test_forgotten_inputs_leave_no_subnormal_numbers():
     """They would make the products that follow slow."""
     x, dt, _, B, C, D, _ = scan_inputs(1, 64, 4, 3, 2, 5, torch.float32)
@@ -249,22 +174,6 @@ def test_scan_steps_equal_one_scan(path, grad, dtype):
             if grad:
                 assert torch.equal(given, before)
     close(held, last, dtype)
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("counts", [None, [0, 6], [3, 1]], ids=str)
-def test_advancing_leaves_the_state_of_single_steps_bit_by_bit(counts, dtype):
-    x, dt, A, B, C, D, state = scan_inputs(2, 6, 4, 3, 2, 5, dtype)
-    held = state.to(torch.promote_types(dtype, torch.float32))
-    expected = held.clone()
-    with torch.no_grad():
-        for row in range(2):
-            for t in range(6 if counts is None else counts[row]):
-                one = (x[row : row + 1, t], dt[row : row + 1, t], A, B[row : row + 1, t], C[row : row + 1, t], D)
-                scan_step(*one, expected[row : row + 1])
-    found = scan_advance(x, dt, A, B, held, None if counts is None else torch.tensor(counts))
-    assert found is held
-    assert torch.equal(found, expected)
 
 
 def test_scan_step_has_gradients():
@@ -350,15 +259,6 @@ def test_conv_step_with_gradients_keeps_the_window(path):
 # --- experts ------------------------------------------------------------------------------------------------------
 
 
-def expert_inputs(t: int, e: int, k: int, d: int, f: int, dtype=torch.float64) -> tuple[Tensor, list[Tensor]]:
-    """indices, and x, weights, up, down."""
-    torch.manual_seed(t)
-    indices = torch.randn(t, e).topk(k).indices
-    weights = torch.rand(t, k).to(torch.promote_types(dtype, torch.float32))
-    up, down = random(e, f, d, dtype=dtype, scale=d**-0.5), random(e, d, f, dtype=dtype, scale=f**-0.5)
-    return indices, leaves(random(t, d, dtype=dtype), weights, up, down)
-
-
 # The library's grouped product has no float64.
 EXPERT_CASES = [(p, d) for p in fast(EXPERT_PATHS) for d in DTYPES if (p, d) != ("grouped", torch.float64)]
 
@@ -372,27 +272,6 @@ def test_experts_equal_their_reference(path, dtype, t, e, k):
         return routed_experts(x, indices, weights, up, down)
 
     compare("experts", path, call, inputs, dtype)
-
-
-@pytest.mark.parametrize(("t", "e", "k"), [(1, 8, 2), (2, 8, 8), (21, 8, 3), (5, 32, 1)])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_every_expert_on_every_token_equals_the_reference(dtype, t, e, k):
-    indices, inputs = expert_inputs(t, e, k, 16, 24, dtype)
-    x, weights, up, down = (t.detach() for t in inputs)
-    args = (x, indices, weights.to(dtype), up, down)
-    assert choose("experts", EXPERT_PATHS, *args).__name__ == "routed_experts_all"
-    with force("experts", "reference"):
-        expected = routed_experts(*args)
-    close(routed_experts(*args), expected, dtype)
-
-
-def test_large_experts_are_only_run_where_they_were_chosen():
-    indices, inputs = expert_inputs(3, 64, 2, 96, 128, torch.float32)
-    x, weights, up, down = (t.detach() for t in inputs)
-    assert choose("experts", EXPERT_PATHS, x, indices, weights, up, down).__name__ == "routed_experts_few"
-    many = torch.zeros(4096, 96), torch.zeros(4096, 2, dtype=torch.long), torch.ones(4096, 2)
-    small = up[:4, :24].contiguous(), down[:4, :, :24].contiguous()
-    assert choose("experts", EXPERT_PATHS, *many, *small).__name__ == "routed_experts_sorted"
 
 
 def test_experts_gradients_by_differences():
